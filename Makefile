@@ -1,0 +1,38 @@
+# Two commands: `make demo` installs and runs the main job on text that is already there; `make test` runs all checks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test install install-test lint clean
+
+demo: install
+	$(BIN)/hanmo build --out runs/demo --budget 3min --overwrite
+	@echo
+	$(BIN)/hanmo generate runs/demo "def read_file(path):" --max-new-tokens 60 --temperature 0.5 --seed 1
+
+test: install-test lint
+	$(BIN)/pytest -n 2
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(VENV)/installed
+
+install-test: $(VENV)/installed-test
+
+# constraints.txt pins the versions this project is tested with; torch comes first, so that nothing pulls another build
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || ($(PYTHON) -m pip install --quiet virtualenv && $(PYTHON) -m virtualenv --quiet $(VENV))
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,22 @@
+"""Hanmo (翰墨): from a person's own text to a language model that is measured, explained and served.
+
+>>> import hanmo
+>>> model = hanmo.load("runs/my-texts")                      # doctest: +SKIP
+>>> model.generate(["从前有座山"], max_new_tokens=20)[0].text  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the engine only when it is asked for: ``import hanmo`` stays instant."""
+    if name == "load":
+        from hanmo.inference.loading import load
+
+        return load
+    raise AttributeError(f"module 'hanmo' has no attribute {name!r}")

@@ -1,0 +1,104 @@
+"""``hanmo build``: from texts to a model folder and a report, in one command."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from hanmo.cli.outcome import Outcome
+from hanmo.cli.road import RoadSettings, TrainedRun, train_run, versions
+from hanmo.folder import write_json
+from hanmo.language import pick
+from hanmo.settings import argument, notice
+
+if TYPE_CHECKING:
+    from hanmo.evaluation.report import Sample
+    from hanmo.inference.engine import LanguageModel
+
+HELP = "own texts -> data, tokenizer, training, evaluation, model folder and report"
+HELP_ZH = "一条命令：数据、分词器、训练、评测、模型文件夹与报告"
+SAMPLES = 4
+SAMPLE_TOKENS = 80
+
+
+@dataclass
+class BuildSettings(RoadSettings):
+    """Settings of ``hanmo build``."""
+
+    paths: list[str] = argument(
+        "files, folders or globs of your texts; default: the sources of Python's standard library",
+        zh="你的文本：文件、文件夹或通配符；默认为 Python 标准库源代码",
+        many=True,
+    )
+
+
+def write_samples(model: LanguageModel, trained: TrainedRun) -> list[Sample]:
+    """Continue the beginnings of some held-out documents."""
+    from hanmo.evaluation.report import Sample
+
+    split = "test" if trained.corpus.num_documents("test") else "validation"
+    length = max(4, min(24, model.context_length // 4))
+    prompts = []
+    for document in islice(trained.corpus.documents(split), SAMPLES):
+        ids = model.tokenizer.encode(document[:2000])[:length]
+        prompts.append(model.tokenizer.decode(ids))
+    room = min(SAMPLE_TOKENS, model.context_length - 2 * length)
+    completions = model.generate(prompts, max_new_tokens=max(8, room), temperature=0.7, top_p=0.95, seed=0)
+    return [Sample(prompts[completion.index], completion.text) for completion in completions]
+
+
+def run(settings: BuildSettings) -> Outcome:
+    """Walk the whole road and write the report."""
+    from hanmo.evaluation.baselines import evaluate_with_baselines
+    from hanmo.evaluation.report import ReportContent, read_log, render
+    from hanmo.inference.loading import load
+
+    start = time.monotonic()
+    trained = train_run(settings.paths, settings)
+    trained_at = time.monotonic()
+    model = load(trained.model_folder)
+    split = "test" if trained.corpus.num_documents("test") else "validation"
+    evaluation = evaluate_with_baselines(
+        model, trained.run.name, model.tokenizer, trained.corpus, trained.tokens, split
+    )
+    evaluated_at = time.monotonic()
+    samples = write_samples(model, trained)
+    result = trained.result
+    timings = {
+        pick("data and tokenizer", "数据与分词器"): trained_at - start - result.seconds,
+        pick("training", "训练"): result.seconds,
+        pick("evaluation", "评测"): evaluated_at - trained_at,
+        pick("samples", "样例"): time.monotonic() - evaluated_at,
+    }
+    content = ReportContent(
+        name=trained.run.name,
+        data=trained.corpus.report,
+        tokens=trained.tokens.manifest["report"],
+        plan=trained.plan.rows() | {pick("measured speed", "实测速度"): f"{result.tokens_per_second:,.0f} tok/s"},
+        log=read_log(trained.run / "log.jsonl"),
+        evaluation=evaluation.as_dict(),
+        verdict=evaluation.comparison.sentence(),
+        samples=samples,
+        timings=timings,
+        settings=trained.record["settings"],
+        computed=trained.record["computed"],
+        versions=versions(),
+    )
+    page = trained.run / "report.html"
+    page.write_text(render(content), encoding="utf-8")
+    write_json(trained.run / "evaluation.json", evaluation.as_dict())
+    notice(evaluation.describe())
+    data = {
+        "run": str(trained.run),
+        "model": str(trained.model_folder),
+        "report": str(page),
+        "training": asdict(result),
+        "evaluation": evaluation.as_dict(),
+    }
+    text = pick(
+        f"model:  {trained.model_folder}\nreport: {page}\nnext:   hanmo chat {trained.run}    hanmo serve {trained.run}",
+        f"模型：{trained.model_folder}\n报告：{page}\n下一步：hanmo chat {trained.run}    hanmo serve {trained.run}",
+    )
+    return Outcome(data, text)

@@ -1,0 +1,122 @@
+"""``hanmo chat``: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hanmo.inference.settings import GenerationSettings
+from hanmo.language import pick
+from hanmo.settings import CommonSettings, argument, notice, option
+
+if TYPE_CHECKING:
+    from hanmo.inference.engine import LanguageModel
+
+HELP = "talk to a model in the terminal (default: SmolLM2-135M-Instruct)"
+HELP_ZH = "在终端与模型对话（默认 SmolLM2-135M-Instruct）"
+
+
+@dataclass
+class ChatSettings(CommonSettings, GenerationSettings):
+    """Settings of ``hanmo chat``."""
+
+    model: str = argument(
+        "a run, a model folder, a GGUF file or a name from the catalog",
+        zh="运行目录、模型文件夹、GGUF 文件或目录中的名称",
+        default="smollm2-135m-instruct",
+    )
+    system: str | None = option(None, "instructions the model gets before the conversation", zh="系统提示")
+    device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
+
+
+class Conversation:
+    """The turns so far, in the form the model was trained on: chat messages, or plain text for a base model."""
+
+    def __init__(self, model: LanguageModel, system: str | None) -> None:
+        self.model, self.system = model, system
+        self.is_chat = model.tokenizer.chat_template is not None
+        self.messages: list[dict[str, str]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system prompt."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system and self.is_chat else []
+
+    def prompt(self, text: str, room: int) -> str | list[int]:
+        """What the model reads for the user's next line; the oldest turns go when the context is full."""
+        if not self.is_chat:
+            return text
+        self.messages.append({"role": "user", "content": text})
+        ids = self.model.chat_ids(self.messages)
+        first = 1 if self.messages[0]["role"] == "system" else 0
+        dropped = 0
+        while len(ids) + room > self.model.context_length and len(self.messages) - first > 2:
+            del self.messages[first : first + 2]
+            dropped += 2
+            ids = self.model.chat_ids(self.messages)
+        if dropped:
+            notice(pick(f"({dropped} oldest messages no longer fit)", f"（最早的 {dropped} 条消息已超出上下文）"))
+        return ids
+
+    def answered(self, text: str) -> None:
+        """Remember the model's answer."""
+        if self.is_chat:
+            self.messages.append({"role": "assistant", "content": text})
+
+
+def answer(conversation: Conversation, line: str, settings: ChatSettings) -> None:
+    """Stream one answer; Ctrl-C ends it early and keeps what was said."""
+    room = min(settings.max_new_tokens, conversation.model.context_length // 2)
+    prompt = conversation.prompt(line, room)
+    pieces: list[str] = []
+    tokens, start = 0, time.monotonic()
+    stream = conversation.model.stream(prompt, **settings.sampling_options())
+    with contextlib.suppress(KeyboardInterrupt):
+        for chunk in stream:
+            tokens += len(chunk.ids)
+            pieces.append(chunk.text)
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    conversation.answered("".join(pieces))
+    if sys.stdin.isatty():
+        speed = tokens / max(time.monotonic() - start, 1e-9)
+        notice(f"\x1b[2m[{tokens} tokens, {speed:.0f} tok/s]\x1b[0m" if sys.stderr.isatty() else "")
+
+
+def run(settings: ChatSettings) -> None:
+    """Read lines, answer them, until the end of input or ``/exit``."""
+    from hanmo.inference.loading import load
+
+    model = load(settings.model, device=settings.device, offline=settings.offline)
+    conversation = Conversation(model, settings.system)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        kind = (
+            pick("", "")
+            if conversation.is_chat
+            else pick(" (a base model: it continues your text)", "（基础模型：续写你的文本）")
+        )
+        notice(f"{model.name}{kind}")
+        notice(
+            pick(
+                "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer",
+                "/reset 清空对话，/exit 退出，Ctrl-C 停止回答",
+            )
+        )
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - gives input() line editing and history
+    while True:
+        try:
+            line = input("> " if interactive else "")
+        except EOFError:
+            return
+        if line.strip() in ("/exit", "/quit"):
+            return
+        if line.strip() == "/reset":
+            conversation.reset()
+        elif line.strip():
+            answer(conversation, line, settings)

@@ -1,0 +1,55 @@
+"""``hanmo evaluate``: how well a model predicts held-out text, beside its baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hanmo.cli.outcome import Outcome
+from hanmo.cli.road import prepare_corpus
+from hanmo.data.settings import DataSettings
+from hanmo.errors import UsageError
+from hanmo.settings import CommonSettings, argument, option
+
+HELP = "perplexity and bits per byte of a model, beside a 5-gram model and the uniform bound"
+HELP_ZH = "模型的困惑度与比特/字节，并与 5 元模型和均匀分布对照"
+
+
+@dataclass
+class EvaluateSettings(CommonSettings, DataSettings):
+    """Settings of ``hanmo evaluate``."""
+
+    model: str = argument(
+        "a run, a model folder, a GGUF file or a name from the catalog",
+        zh="运行目录、模型文件夹、GGUF 文件或目录中的名称",
+    )
+    paths: list[str] = argument(
+        "texts, or a folder that 'hanmo data' wrote; default: the data of the run",
+        zh="文本，或 hanmo data 的输出；默认为该运行的数据",
+        many=True,
+    )
+    part: str = option("test", "the split to score", zh="要评测的部分", choices=("test", "validation"))
+    out: str | None = option(None, "where texts are prepared; default: evaluation-data", zh="文本的处理目录")
+    device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
+
+
+def run(settings: EvaluateSettings) -> Outcome:
+    """Score the model and its baselines."""
+    from hanmo.evaluation.baselines import evaluate_with_baselines
+    from hanmo.inference.loading import load
+
+    model = load(settings.model, device=settings.device, offline=settings.offline)
+    own = Path(settings.model) / "data"
+    paths = settings.paths
+    if not paths:
+        if not own.is_dir():
+            raise UsageError(
+                "give the texts to evaluate on",
+                where="hanmo evaluate",
+                fix=f"hanmo evaluate {settings.model} my-texts/",
+            )
+        paths = [str(own)]
+    corpus = prepare_corpus(paths, settings, Path(settings.out or "evaluation-data"))
+    tokens = corpus.tokenize(model.tokenizer)
+    evaluation = evaluate_with_baselines(model, model.name, model.tokenizer, corpus, tokens, settings.part)
+    return Outcome(evaluation.as_dict(), evaluation.describe())

@@ -1,0 +1,267 @@
+"""The main road that several verbs walk: corpus, tokenizer, training, evaluation; each step is printed with its reasons."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanmo import __version__
+from hanmo.data.settings import DataSettings
+from hanmo.errors import UsageError
+from hanmo.folder import read_json, write_json
+from hanmo.language import pick
+from hanmo.settings import CommonSettings, Resolution, notice, option
+from hanmo.text.settings import TokenizerSettings
+from hanmo.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from hanmo.data.corpus import Corpus
+    from hanmo.data.tokens import TokenCorpus
+    from hanmo.models.transformer import Transformer
+    from hanmo.text.tokenizer import Tokenizer
+    from hanmo.training.fit import FitResult
+    from hanmo.training.plan import Plan
+
+TOKENIZER_SAMPLE = 64_000_000  # bytes of text that a tokenizer learns from: more changes few merges
+CHINESE_VOCABULARY = 4  # times as many entries: a Chinese text has thousands of characters
+
+
+@dataclass
+class RoadSettings(CommonSettings, DataSettings, TokenizerSettings, TrainingSettings):
+    """Everything that decides a trained model: data, tokenizer, training."""
+
+    out: str | None = option(
+        None, "folder of the run; default: runs/<name of the data>", zh="输出目录；默认 runs/<数据名>"
+    )
+    overwrite: bool = option(False, "start anew where the folder holds an earlier run", zh="目录中已有运行时重新开始")
+    seed: int = option(0, "seed of everything random: split, weights, data order", zh="一切随机过程的种子")
+
+
+@dataclass
+class TrainedRun:
+    """What a training run leaves: its folder, corpus, tokens and tokenizer, its plan, and how it ended."""
+
+    run: Path
+    corpus: Corpus
+    tokens: TokenCorpus
+    tokenizer: Tokenizer
+    plan: Plan
+    result: FitResult
+    record: dict[str, Any]
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model lies."""
+        return self.run / "model"
+
+
+def choose_out(settings: RoadSettings, paths: list[str]) -> Path:
+    """The folder of the run: ``--out``, else ``runs/`` and the name of the first path."""
+    if settings.out:
+        return Path(settings.out)
+    name = Path(paths[0]).resolve().name.split(".")[0] if paths else "python-stdlib"
+    return Path("runs") / (name or "corpus")
+
+
+def refuse_finished_run(run: Path, settings: RoadSettings) -> None:
+    """Never write over a model or its checkpoints by accident.
+
+    Raises:
+        UsageError: the folder holds a run, and neither ``--resume`` nor ``--overwrite`` says what to do with it.
+    """
+    checkpoints = run / "checkpoints"
+    if settings.overwrite:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        (run / "log.jsonl").unlink(missing_ok=True)
+    elif not settings.resume and ((run / "model").exists() or (checkpoints.exists() and any(checkpoints.iterdir()))):
+        raise UsageError(
+            "this folder holds an earlier run",
+            where=str(run),
+            fix="--resume goes on with it, --overwrite starts anew, --out names another place",
+            zh="该目录中已有一次运行：--resume 继续，--overwrite 重新开始，--out 换一个位置",
+        )
+
+
+def prepare_corpus(paths: list[str], settings: DataSettings, folder: Path) -> Corpus:
+    """Read, clean and split the texts (the standard library's sources if there are none), or reuse an equal corpus.
+
+    Args:
+        paths: files, folders and globs; or one folder that ``hanmo data`` wrote.
+        folder: where the prepared corpus is written.
+    """
+    from hanmo.data.corpus import Corpus
+    from hanmo.data.prepare import prepare
+    from hanmo.data.report import describe
+    from hanmo.data.stdlib import stdlib_paths
+
+    if len(paths) == 1 and (Path(paths[0]) / "hanmo.json").is_file() and (Path(paths[0]) / "report.json").is_file():
+        corpus = Corpus.open(paths[0])
+    else:
+        if not paths:
+            notice(
+                pick(
+                    "no path given: using the sources of Python's own standard library",
+                    "未给出路径：使用 Python 标准库自身的源代码",
+                )
+            )
+        corpus = prepare(paths or stdlib_paths(), folder, settings)
+    notice(describe(corpus.report))
+    return corpus
+
+
+def spread(corpus: Corpus, max_bytes: int) -> Iterator[str]:
+    """Training documents for the tokenizer: all of them, or every k-th so that about ``max_bytes`` pass."""
+    every = max(1, -(-corpus.num_bytes("train") // max_bytes))
+    for index, document in enumerate(corpus.documents("train")):
+        if index % every == 0:
+            yield document
+
+
+def vocabulary_for(corpus: Corpus, size: str) -> tuple[int, str]:
+    """How many tokens suit a model size and the languages of the corpus, and why."""
+    from hanmo.training.plan import LADDER
+
+    vocabulary = LADDER[size].vocabulary
+    chinese = corpus.report["languages"].get("zh", 0.0)
+    if chinese > 0.3:
+        return vocabulary * CHINESE_VOCABULARY, f"suits the size; {chinese:.0%} of the text is Chinese"
+    return vocabulary, "suits the size: the embedding should not outweigh the blocks"
+
+
+def make_tokenizer(corpus: Corpus, settings: TokenizerSettings, resolution: Resolution, size: str) -> Tokenizer:
+    """Train the tokenizer on the training split, or load the one that was named."""
+    from hanmo.text.tokenizer import Tokenizer
+    from hanmo.text.training import train_bpe, train_char
+
+    if settings.tokenizer == "char":
+        return train_char(spread(corpus, TOKENIZER_SAMPLE))
+    if settings.tokenizer != "bpe":
+        return Tokenizer.load(settings.tokenizer)
+    resolution.compute(settings, "vocab_size", *vocabulary_for(corpus, size))
+    assert settings.vocab_size is not None
+    return train_bpe(spread(corpus, TOKENIZER_SAMPLE), settings.vocab_size)
+
+
+def recipe_fingerprint(settings: RoadSettings, tokens: TokenCorpus, plan: Plan) -> str:
+    """Hash of all that decides the weights: data, tokenizer, network and schedule. Horizons in time count too."""
+    from hanmo.training.settings import TrainingSettings
+
+    names = {item.name for item in fields(TrainingSettings)} - {"resume", "checkpoint_every", "device", "micro_batch"}
+    decisive = {name: getattr(settings, name) for name in sorted(names)}
+    identity = {key: tokens.manifest[key] for key in ("tokenizer", "corpus")}
+    text = json.dumps([decisive, identity, plan.config.to_hf()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def train_run(paths: list[str], settings: RoadSettings) -> TrainedRun:
+    """Data, tokenizer and training; ends with the model folder at ``<run>/model``.
+
+    Raises:
+        HanmoError: whatever goes wrong on the way.
+    """
+    from hanmo.models.device import choose_device, set_threads
+    from hanmo.training import plan as dial
+
+    settings.check()
+    run = choose_out(settings, paths)
+    refuse_finished_run(run, settings)
+    restore_choices(run, settings)
+    set_threads()
+    device = choose_device(settings.device)
+    resolution = Resolution()
+    rate = dial.measure_matrix_rate(device)
+    corpus = prepare_corpus(paths, settings, run / "data")
+    size = dial.choose_size(settings, resolution, rate)
+    tokenizer = make_tokenizer(corpus, settings, resolution, size)
+    tokens = corpus.tokenize(tokenizer)
+    held_out = [tokens.num_tokens(split) for split in ("validation", "test") if tokens.num_tokens(split)]
+    plan = dial.make_plan(
+        settings,
+        resolution,
+        vocab_size=tokenizer.vocab_size,
+        train_tokens=tokens.num_tokens("train"),
+        held_out_tokens=min(held_out, default=0),
+        rate=rate,
+    )
+    notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
+    notice(plan.describe())
+    record = resolution.record(settings)
+    write_json(run / "settings.json", {**record, **versions()})
+    model, result = fit(run, settings, plan, tokens, device)
+    trained = TrainedRun(run, corpus, tokens, tokenizer, plan, result, record)
+    save_model(trained, model)
+    return trained
+
+
+def restore_choices(run: Path, settings: RoadSettings) -> None:
+    """On ``--resume``, take over what was computed at the first start: the machine may be busier or idler now."""
+    path = run / "settings.json"
+    if not (settings.resume and path.is_file()):
+        return
+    record = read_json(path)
+    for name in record["computed"]:
+        if getattr(settings, name, None) is None:
+            setattr(settings, name, record["settings"][name])
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    import torch
+
+    return {"hanmo": __version__, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def fit(
+    run: Path, settings: RoadSettings, plan: Plan, tokens: TokenCorpus, device: torch.device
+) -> tuple[Transformer, FitResult]:
+    """Train a new model, or go on with the run's newest checkpoint."""
+    from hanmo.models.transformer import Transformer
+    from hanmo.training.fit import FitSettings, Trainer
+    from hanmo.training.objectives import CausalLanguageModeling
+
+    assert settings.context is not None
+    model = Transformer(plan.config)
+    model.initialize(settings.seed)
+    objective = CausalLanguageModeling(
+        tokens.tokens("train"),
+        tokens.tokens("validation"),
+        context=settings.context,
+        batch_size=plan.batch_size,
+        micro_batch=plan.micro_batch,
+        seed=settings.seed,
+    )
+    fit_settings = FitSettings(
+        optimizer=plan.optimizer,
+        max_steps=plan.steps,
+        budget_seconds=plan.seconds,
+        clip=settings.clip,
+        checkpoint_every=settings.checkpoint_every,
+        recipe=recipe_fingerprint(settings, tokens, plan),
+    )
+    trainer = Trainer(model, objective, fit_settings, run, device=device, resume=settings.resume)
+    return model, trainer.fit()
+
+
+def save_model(trained: TrainedRun, model: Transformer) -> None:
+    """Write the model folder with its provenance."""
+    from hanmo.models.checkpoints.save import save_folder
+
+    tokenizer, result = trained.tokenizer, trained.result
+    start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    provenance = {
+        "kind": "model",
+        "prompt_prefix": [] if start is None else [start],
+        "settings": trained.record["settings"],
+        "data": {"corpus": trained.corpus.fingerprint, "tokenizer": tokenizer.fingerprint},
+        "metrics": {"validation_loss": result.validation_loss, "steps": result.steps, "tokens": result.tokens},
+        **versions(),
+    }
+    save_folder(trained.model_folder, model, tokenizer, provenance=provenance)

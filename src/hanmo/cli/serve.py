@@ -1,0 +1,61 @@
+"""``hanmo serve``: the OpenAI API and a page for a model, on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hanmo.errors import missing_package
+from hanmo.language import pick
+from hanmo.settings import CommonSettings, argument, notice, option
+
+if TYPE_CHECKING:
+    from hanmo.inference.engine import LanguageModel
+
+HELP = "serve a model on this machine: OpenAI API and a page in the browser"
+HELP_ZH = "在本机提供模型服务：OpenAI 接口和网页"
+
+
+@dataclass
+class ServeSettings(CommonSettings):
+    """Settings of ``hanmo serve``."""
+
+    model: str = argument(
+        "a model folder, a GGUF file or a name from the catalog",
+        zh="模型文件夹、GGUF 文件或目录中的名称",
+        default="smollm2-135m-instruct",
+    )
+    port: int = option(8000, "port of 127.0.0.1; 0 takes a free one", zh="127.0.0.1 上的端口；0 为任一空闲端口")
+    device: str = option("auto", "where the model computes: auto, cpu, cuda", zh="计算设备：auto、cpu 或 cuda")
+
+
+def run(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C. With ``--json`` the address is printed as soon as requests are answered.
+
+    Raises:
+        HanmoError: a package is missing, the port is in use, or the model cannot be loaded.
+    """
+    for package in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package, "serve", "hanmo serve")
+    from hanmo.serving.server import serve
+
+    name = Path(settings.model).resolve().name or "model"
+
+    def load() -> LanguageModel:
+        from hanmo.inference.loading import load
+
+        return load(settings.model, device=settings.device, offline=settings.offline)
+
+    def announce(address: str) -> None:
+        if settings.json:
+            print(json.dumps({"url": address, "model": name}, ensure_ascii=False), flush=True)
+        else:
+            notice(pick(f"{name} answers at {address}", f"{name} 已就绪：{address}"))
+            notice(pick(f"OpenAI API: {address}/v1    stop: Ctrl-C", f"OpenAI 接口：{address}/v1    停止：Ctrl-C"))
+
+    serve(load, name, settings.port, announce)
+    notice(pick("stopped", "已停止"))

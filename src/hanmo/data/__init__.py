@@ -1,0 +1,1 @@
+"""Data: from a user's files to validated, cleaned, split and tokenised datasets."""

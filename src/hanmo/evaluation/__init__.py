@@ -1,0 +1,1 @@
+"""Evaluation: likelihood metrics, intervals, baselines and the report."""

@@ -1,0 +1,1 @@
+"""Inference: the engine that turns prompts into tokens, and its sampling rules."""

@@ -1,0 +1,1 @@
+"""Models: every architecture, and the formats they are read from and written to."""

@@ -1,0 +1,1 @@
+"""Weights of other projects: Hugging Face folders and GGUF files."""

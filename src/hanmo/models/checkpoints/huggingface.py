@@ -1,0 +1,230 @@
+"""Model folders of the Llama family in the Hugging Face layout: our own and those of other tools.
+
+Nothing in a folder is executed: the configuration is data for a class that is already here, weights are safetensors
+only, and an index cannot name a file outside the folder.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hanmo import folder as folders
+from hanmo.errors import ModelError
+from hanmo.models.checkpoints.weights import (
+    LoadedModel,
+    check_size,
+    check_vocabulary,
+    known_ids,
+    read_header,
+    read_safetensors,
+)
+from hanmo.models.transformer import TransformerConfig
+from hanmo.text.tokenizer import Tokenizer
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+HASHED_UP_TO = 4_000_000_000  # bytes; above, sizes only: hashing takes about 0.6 s per GB
+
+
+def load_folder(folder: str | Path) -> LoadedModel:
+    """Read a model folder.
+
+    The order is: the manifest (size and SHA-256 of every file it lists), the configuration, the headers of all weight
+    files, the tokenizer, and only then the weights, memory-mapped.
+
+    Args:
+        folder: holds ``config.json``, ``model.safetensors`` (or shards with an index) and ``tokenizer.json``.
+
+    Raises:
+        ModelError: something is missing, damaged, unsafe or of an unknown architecture.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        there = "has no config.json" if folder.is_dir() else "does not exist"
+        raise ModelError(
+            f"the model folder {there}",
+            where=str(folder),
+            fix="give a folder that 'hanmo build' wrote, a Hugging Face folder, or a .gguf file",
+            zh="这里没有模型文件夹（缺少 config.json）。请给出 hanmo build 或 Hugging Face 的文件夹，或 .gguf 文件",
+        )
+    check_manifest(folder)
+    raw = read_object(folder / "config.json")
+    config = read_config(raw, folder / "config.json")
+    files = weight_files(folder)
+    check_size(config, sum(len(read_header(path)) for path in files), str(folder))
+    tokenizer = Tokenizer.load(folder)
+    check_vocabulary(tokenizer, config, str(folder / "tokenizer.json"))
+    generation = read_generation(folder, raw, config, tokenizer)
+    state: dict[str, Tensor] = {}
+    for path in files:
+        state.update(read_safetensors(path))
+    return LoadedModel(config, state, tokenizer, generation, str(folder))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        value = folders.read_json(path)
+    except (ValueError, RecursionError) as error:  # numbers of a million digits, brackets nested without end
+        raise ModelError(f"not usable as JSON: {str(error)[:100]}", where=str(path)) from None
+    if not isinstance(value, dict):
+        raise ModelError("expected a JSON object", where=str(path))
+    return value
+
+
+def check_manifest(folder: Path) -> None:
+    """Check the files that ``hanmo.json`` lists; a folder of another tool has none."""
+    path = folder / folders.MANIFEST
+    files = read_object(path).get("files", {}) if path.exists() else {}
+    where = str(path)
+    if not isinstance(files, dict):
+        raise ModelError("'files' is not a JSON object", where=where)
+    total = 0
+    for name, entry in files.items():
+        if (
+            not isinstance(entry, dict)
+            or type(entry.get("size")) is not int
+            or not isinstance(entry.get("sha256"), str)
+        ):
+            raise ModelError(f"the entry of '{name}' lacks size or sha256", where=where)
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"the file '{name}' lies outside the folder", where=where)
+        total += entry["size"]
+    folders.verify(folder, hashes=total <= HASHED_UP_TO)
+
+
+def read_config(raw: dict[str, Any], path: Path) -> TransformerConfig:
+    """The network's shape from ``config.json``; every error names the file.
+
+    Raises:
+        ModelError: an unknown architecture, quantised weights, or values that are not numbers.
+    """
+    if raw.get("quantization_config"):
+        raise ModelError(
+            "the weights are quantised in a way that is not known",
+            where=str(path),
+            fix="use the full-precision folder of this model, or a GGUF file of it",
+            zh="这个文件夹的权重经过量化，无法读取。请使用未量化的文件夹或 GGUF 文件",
+        )
+    try:
+        return TransformerConfig.from_hf(raw)
+    except ModelError as error:
+        raise ModelError(error.what, where=str(path), why=error.why, fix=error.fix, zh=error.zh) from None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ModelError(f"a value is not of the expected kind: {error}", where=str(path)) from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards that the index names.
+
+    Raises:
+        ModelError: there are none, only pickles, or the index and the shards contradict each other.
+    """
+    if (folder / WEIGHTS).exists():
+        return [inside(folder, WEIGHTS, folder / WEIGHTS)]
+    if (folder / INDEX).exists():
+        return sharded_files(folder)
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            "the weights are stored as a Python pickle, which is not read",
+            where=str(folder / pickles[0]),
+            why="loading a pickle runs whatever code its author put into it",
+            fix="take the safetensors version of the model, or convert it where you trust it:  "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
+            zh="权重是 pickle 格式：加载它等于运行作者写入的代码，因此拒绝读取。请改用 safetensors 版本，"
+            "或在可信环境中用 transformers 的 save_pretrained 转换",
+        )
+    raise ModelError(
+        "the folder has no weights",
+        where=str(folder / WEIGHTS),
+        fix="copy or download the folder again",
+        zh="文件夹里没有权重文件 model.safetensors。请重新复制或下载",
+    )
+
+
+def sharded_files(folder: Path) -> list[Path]:
+    """The shards of an index, checked: inside the folder, and holding exactly the tensors that the index says."""
+    path = folder / INDEX
+    shards: dict[str, set[str]] = {}
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError("'weight_map' is missing or empty", where=str(path))
+    for tensor, name in weight_map.items():
+        shards.setdefault(str(name), set()).add(tensor)
+    files = [inside(folder, name, path) for name in sorted(shards)]
+    for file in files:
+        found, listed = set(read_header(file)), shards[file.name]
+        if found != listed:
+            name = min(found ^ listed)
+            holds = "holds" if name in found else "lacks"
+            raise ModelError(
+                f"the shard {file.name} {holds} the tensor '{name}' against the index",
+                where=str(path),
+                fix="copy or download the folder again",
+            )
+    return files
+
+
+def inside(folder: Path, name: str, where: Path) -> Path:
+    """A weight file of the folder by its plain name.
+
+    A link may lead out of the folder in one case only: the hub's cache keeps ``snapshots/<commit>/`` as links into
+    ``blobs/`` of the same model.
+
+    Raises:
+        ModelError: the name is a path, or a link leads elsewhere.
+    """
+    path = folder / name
+    allowed = {folder.resolve()}
+    if folder.resolve().parent.name == "snapshots":
+        allowed.add(folder.resolve().parent.parent / "blobs")
+    if not SHARD_NAME.fullmatch(name) or path.resolve().parent not in allowed:
+        raise ModelError(
+            f"the weight file '{name}' is not a safetensors file inside the folder",
+            where=str(where),
+            why="a model folder must not make Hanmo read other files of this machine",
+            fix="copy the weights into the folder",
+            zh=f"权重文件 '{name}' 不在模型文件夹内，拒绝读取",
+        )
+    return path
+
+
+def read_generation(
+    folder: Path, raw: dict[str, Any], config: TransformerConfig, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """``generation_config.json`` with the special ids filled in from ``config.json`` and the tokenizer."""
+    path = folder / "generation_config.json"
+    generation = read_object(path) if path.exists() else {}
+    fallback = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    for key, own in fallback.items():
+        value = generation.get(key, raw.get(key))
+        ids = known_ids(own if value is None else value, config.vocab_size, str(path if path.exists() else folder))
+        generation[key] = ids if key == "eos_token_id" else (ids[0] if ids else None)
+    generation["add_bos_token"] = expects_bos(folder, generation["bos_token_id"])
+    return generation
+
+
+def expects_bos(folder: Path, bos_id: int | None) -> bool:
+    """Whether the folder's tokenizer puts BOS before a plain text: ``add_bos_token``, else its post-processor."""
+    if bos_id is None:
+        return False
+    path = folder / "tokenizer_config.json"
+    flag = read_object(path).get("add_bos_token") if path.exists() else None
+    if isinstance(flag, bool):
+        return flag
+    processor = read_object(folder / "tokenizer.json").get("post_processor") or {}
+    try:
+        for stage in processor.get("processors", [processor]):
+            if stage.get("type") == "TemplateProcessing":
+                first = stage["single"][0]["SpecialToken"]["id"]
+                return bool(stage["special_tokens"][first]["ids"] == [bos_id])
+    except (AttributeError, IndexError, KeyError, TypeError):
+        pass  # the template does not begin with a special token
+    return False

@@ -1,0 +1,111 @@
+"""Write a model folder that ``transformers`` and every other reader of the Hugging Face layout loads unchanged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hanmo.folder import atomic_folder, write_json
+from hanmo.models.checkpoints.weights import known_ids, write_safetensors
+from hanmo.models.transformer import Transformer, num_parameters
+from hanmo.progress import human_count
+from hanmo.text.tokenizer import Tokenizer
+
+
+def save_folder(
+    target: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    provenance: dict[str, Any],
+    generation: dict[str, Any] | None = None,
+    card: str | None = None,
+) -> None:
+    """Write weights, configuration, tokenizer and model card to ``target``, completely or not at all.
+
+    Args:
+        target: the model folder; what stands there is replaced once the new one is whole.
+        model: its weights are stored in their own precision; a tied output embedding is stored once.
+        tokenizer: written beside the weights, with its chat template.
+        provenance: settings, data fingerprint, metrics, ``prompt_prefix``...: the entries of ``hanmo.json``.
+        generation: entries of ``generation_config.json`` that replace the defaults (greedy; the tokenizer's BOS, EOS
+            and padding ids).
+        card: the text of ``README.md``; a plain description by default.
+
+    Raises:
+        ResourceError: the disk is full or cannot be written; an older folder at ``target`` is intact.
+        ModelError: an id in ``generation`` lies outside the vocabulary.
+    """
+    generation = generation_entries(model, tokenizer, generation or {})
+    special = {key: value for key, value in generation.items() if key.endswith("_token_id")}
+    config = {**model.config.to_hf(), **special, "torch_dtype": str(model.output_weight.dtype).removeprefix("torch.")}
+    with atomic_folder(Path(target), provenance) as folder:
+        write_safetensors(folder / "model.safetensors", model.state_dict())
+        tokenizer.save(folder)
+        write_json(folder / "config.json", config)
+        write_json(folder / "generation_config.json", generation)
+        text = card if card is not None else default_card(Path(target).name, model, provenance)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def generation_entries(model: Transformer, tokenizer: Tokenizer, given: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``generation_config.json``; ids that do not exist are left out."""
+    entries = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "do_sample": False,
+        **given,
+    }
+    entries.pop("add_bos_token", None)  # a fact of the tokenizer that LoadedModel adds; not a key of this file
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = known_ids(entries[key], model.config.vocab_size, f"generation_config.json: {key}")
+        entries[key] = ids[0] if len(ids) == 1 else (ids or None)
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def default_card(name: str, model: Transformer, provenance: dict[str, Any]) -> str:
+    """A model card that says what is known without being told: kind, size, context, and how to use it."""
+    config = model.config
+    licence = provenance.get("license", "unknown")
+    languages = provenance.get("languages") or []
+    header = [f"license: {licence}", *(["language:", *(f"- {code}" for code in languages)] if languages else [])]
+    size = human_count(num_parameters(config))
+    return "\n".join(
+        [
+            "---",
+            *header,
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags:",
+            "- hanmo",
+            "- text-generation",
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"A decoder language model with {size} parameters: {config.num_layers} layers of size "
+            f"{config.hidden_size}, "
+            f"{config.num_heads} attention heads ({config.num_kv_heads} for keys and values), a vocabulary of "
+            f"{config.vocab_size} tokens, and a context of {config.max_position_embeddings} tokens.",
+            "",
+            "Settings, data fingerprint and metrics are in `hanmo.json`.",
+            "",
+            "```",
+            f"hanmo generate path/to/{name} '...'",
+            f"python -c \"import hanmo; print(hanmo.load('path/to/{name}').generate(['...']))\"",
+            "```",
+            "",
+            "## Limits",
+            "",
+            "The model continues text in the manner of its training data. It states false things with confidence and "
+            "may repeat personal or offensive content found there. Do not rely on it for decisions about people.",
+            "",
+            "## 简介",
+            "",
+            f"这是一个解码器语言模型，约 {size} 参数，{config.num_layers} 层，词表 {config.vocab_size}，"
+            f"上下文长度 {config.max_position_embeddings} 个词元。设置、数据指纹与评测结果见 `hanmo.json`。"
+            "模型只是按训练数据的样子续写文本：内容可能失实，也可能带有训练数据中的个人信息或冒犯性内容，请勿用于对人的决策。",
+            "",
+        ]
+    )

@@ -1,0 +1,215 @@
+"""What every importer hands back, and safetensors files read with distrust.
+
+A weight file from elsewhere is checked against its own header before a byte of it is used: the rules are those of the
+safetensors format (header at most 100 MB and inside the file, offsets contiguous, without overlap or gap, up to the
+exact end of the file). A truncated or hostile file is refused while it is still only a name and a size.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hanmo.errors import ModelError
+from hanmo.models.transformer import TransformerConfig
+
+if TYPE_CHECKING:
+    from hanmo.text.tokenizer import Tokenizer
+
+MAX_HEADER = 100_000_000
+WEIGHT_TYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per value
+MAX_DIMENSION = 1 << 24  # rows or columns of one matrix
+COPY_AGAIN = "copy or download the file again"
+
+
+@dataclass
+class LoadedModel:
+    """A model read from disk, not yet built.
+
+    Attributes:
+        config: the shape of the network.
+        state: every weight by its Hugging Face name, in the stored precision (float32 where it was quantised).
+        tokenizer: the tokenizer that belongs to the weights.
+        generation: the entries of ``generation_config.json``; ``eos_token_id`` is always a list (maybe empty), and
+            ``add_bos_token`` says whether the model expects its BOS token before every plain prompt.
+        source: where it was read from, for people.
+    """
+
+    config: TransformerConfig
+    state: dict[str, Tensor]
+    tokenizer: Tokenizer
+    generation: dict[str, Any]
+    source: str
+
+
+def refuse(path: Path, what: str, *, fix: str = COPY_AGAIN) -> NoReturn:
+    """Raise the error for a weight file that is not what its header says."""
+    raise ModelError(
+        what,
+        where=str(path),
+        why="the file is truncated, altered or not a weight file; nothing was loaded",
+        fix=fix,
+        zh=f"权重文件有问题（{what}），未加载任何内容。请重新复制或下载",
+    )
+
+
+def refuse_impostor(path: Path, head: bytes) -> None:
+    """Name the two things that most often stand where a weight file should be."""
+    if head.startswith(b"version https://git-lfs"):
+        refuse(path, "this is a Git LFS pointer, not the weights", fix="fetch the file itself:  git lfs pull")
+    if head.lstrip()[:9].lower() in (b"<!doctype", b"<html>", b"<html lan") or head.lstrip()[:5] == b"<?xml":
+        refuse(path, "this is a web page, not the weights", fix="download the file itself, not the page that shows it")
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Read and check the header of a safetensors file; no tensor is touched.
+
+    Returns:
+        ``{name: {"dtype", "shape", "data_offsets"}}``.
+
+    Raises:
+        ModelError: the file is missing, truncated, or breaks a rule of the format; the message says which.
+    """
+    if not path.is_file():
+        raise ModelError(
+            "the weight file is missing", where=str(path), fix=COPY_AGAIN, zh="缺少权重文件，请重新复制或下载"
+        )
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(64)
+        refuse_impostor(path, head)
+        if size < 8:
+            refuse(path, f"the file has {size} bytes, a safetensors file has at least 8")
+        length = int.from_bytes(head[:8], "little")
+        if length > min(MAX_HEADER, size - 8):
+            refuse(path, f"the header claims {length} bytes; the file has {size} and a header at most {MAX_HEADER}")
+        stream.seek(8)
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        refuse(path, "the header is not JSON")
+    if not isinstance(header, dict):
+        refuse(path, "the header is not a JSON object")
+    header.pop("__metadata__", None)
+    check_offsets(path, header, size - 8 - length)
+    return header
+
+
+def check_offsets(path: Path, header: dict[str, Any], data_size: int) -> None:
+    """Check that the tensors of a header fill exactly ``data_size`` bytes, one after another."""
+    spans = []
+    for name, entry in header.items():
+        spans.append((*tensor_span(path, name, entry), name))
+    position = 0
+    for start, stop, name in sorted(spans):
+        if start != position:
+            kind = "overlaps the tensor before it" if start < position else "leaves a gap before it"
+            refuse(path, f"the tensor '{name}' starts at byte {start}, expected {position}: it {kind}")
+        position = stop
+    if position != data_size:
+        refuse(path, f"the header describes {position} bytes of tensors, the file holds {data_size}")
+
+
+def tensor_span(path: Path, name: str, entry: Any) -> tuple[int, int]:
+    """The first byte and the one after the last of a tensor, checked against its type and shape."""
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, start, stop]
+    except (TypeError, KeyError, ValueError):
+        refuse(path, f"the entry of the tensor '{name}' lacks dtype, shape or data_offsets")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        refuse(path, f"the tensor '{name}' has a size or offset that is not a whole number")
+    if not isinstance(dtype, str) or dtype not in WEIGHT_TYPES:
+        refuse(
+            path,
+            f"the tensor '{name}' is stored as {str(dtype)[:20]}, which is not a weight type",
+            fix="known: " + ", ".join(WEIGHT_TYPES) + "; export the model in one of them",
+        )
+    expected = math.prod(shape) * WEIGHT_TYPES[dtype]
+    if stop - start != expected:
+        refuse(path, f"the tensor '{name}' {shape} {dtype} needs {expected} bytes, its offsets span {stop - start}")
+    return start, stop
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, memory-mapped: the pages are read when they are first used.
+
+    Raises:
+        ModelError: as :func:`read_header`.
+    """
+    names = read_header(path)
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors to a safetensors file.
+
+    Raises:
+        OSError: with the number the system gave; the Rust writer would hide it in a text.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode  # what this user gives to files; the writer would leave them readable by nobody else
+    try:
+        save_file(state, str(path), metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(mode)
+
+
+def check_size(config: TransformerConfig, num_tensors: int, where: str) -> None:
+    """Refuse a configuration that the weights cannot fill, before a network of that size is built."""
+    if config.num_layers * 9 > num_tensors:  # two norms, four attention and three feed-forward matrices
+        raise ModelError(
+            f"the configuration has {config.num_layers} layers, the weights are only {num_tensors} tensors",
+            where=where,
+            why="weights and configuration belong to different models, or the weights are incomplete",
+            fix=COPY_AGAIN,
+        )
+    attention = config.num_heads * config.head_dim
+    largest = max(config.vocab_size, config.hidden_size, config.intermediate_size, attention)
+    if largest > MAX_DIMENSION:
+        raise ModelError(f"a dimension of {largest} is more than any model has ({MAX_DIMENSION})", where=where)
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: TransformerConfig, where: str) -> None:
+    """Refuse a tokenizer that can produce ids for which the model has no embedding.
+
+    The other way round (more embeddings than tokens) is common: exporters round the vocabulary up.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model knows only {config.vocab_size}",
+            where=where,
+            why="the tokenizer belongs to another model",
+            fix="put the tokenizer.json of this model beside its weights",
+            zh=f"分词器有 {tokenizer.vocab_size} 个编号，模型只有 {config.vocab_size} 个：它们不属于同一个模型",
+        )
+
+
+def known_ids(value: Any, vocab_size: int, where: str) -> list[int]:
+    """One id or a list of ids as a list; None as an empty one.
+
+    Raises:
+        ModelError: an id outside the vocabulary.
+    """
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for number in ids:
+        if type(number) is not int or not 0 <= number < vocab_size:
+            raise ModelError(f"the token id {number!r} is not in the vocabulary of {vocab_size}", where=where)
+    return list(ids)

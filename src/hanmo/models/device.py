@@ -1,0 +1,49 @@
+"""Where a model computes: the device and the number of threads."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+
+from hanmo.errors import ResourceError, UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for a name; "auto" takes the fastest one present.
+
+    Raises:
+        UsageError: not the name of a device.
+        ResourceError: this machine has no such device.
+    """
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UsageError(
+            f"'{name}' is not a device", fix="write auto, cpu, cuda, cuda:1 or mps", zh=f"'{name}' 不是设备名"
+        )
+    device = torch.device(name)
+    if (device.type == "cuda" and (device.index or 0) >= cuda) or (device.type == "mps" and not mps):
+        raise ResourceError(
+            f"this machine has no device '{name}' that torch can use",
+            fix="use --device auto or --device cpu; hanmo doctor shows what there is",
+            zh=f"本机没有 torch 可用的设备 '{name}'，请用 --device auto 或 --device cpu",
+        )
+    return device
+
+
+def set_threads() -> None:
+    """Use as many CPU threads as ``HANMO_THREADS`` says; torch's own choice without it.
+
+    Raises:
+        UsageError: the value is not a positive whole number.
+    """
+    value = os.environ.get("HANMO_THREADS", "").strip()
+    if not value:
+        return
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
+        raise UsageError(f"HANMO_THREADS must be a whole number from 1 to 1024, not {value!r}", where="environment")
+    torch.set_num_threads(int(value))

@@ -1,0 +1,1 @@
+"""Serving: the HTTP application with the OpenAI routes and a page."""

@@ -1,0 +1,480 @@
+"""Text to token ids and back, for tokenizers we train and for any Hugging Face ``tokenizer.json``.
+
+Three promises hold for every tokenizer, whoever made it:
+
+- a control token can only come from ``special=True``; the same characters in ordinary text stay text;
+- nothing is added: no BOS, no EOS, whatever the file's post-processor says;
+- :meth:`Tokenizer.encode_batch` and :meth:`Tokenizer.encode_documents` give the ids of :meth:`Tokenizer.encode`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from hanmo.errors import DataError, ModelError
+from hanmo.folder import write_json
+from hanmo.text.fast import (
+    BYTE_OF_CHARACTER,
+    JOIN_CHARACTERS,
+    BpeEncoder,
+    CharacterEncoder,
+    IdArray,
+    Unsuitable,
+    fast_encoder,
+    merge_pairs,
+    steps,
+)
+
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Tokenizer:
+    """Encode text as ids in ``range(vocab_size)`` and decode ids to text.
+
+    Make one with :meth:`load`, :meth:`from_json`, :func:`hanmo.text.training.train_bpe` or
+    :func:`hanmo.text.training.train_char`.
+
+    Attributes:
+        vocab_size: one more than the largest id.
+        bos_id, eos_id, pad_id: ids of the control tokens for begin, end and padding, or None.
+        special_tokens: every control token and its id. These ids never come from ordinary text.
+        chat_template: the Jinja source of the chat template, or None.
+        adds_prefix_space: a SentencePiece-style tokenizer that puts a space before the text; ``decode`` removes it.
+
+    >>> from hanmo.text.training import train_char
+    >>> tokenizer = train_char(["床前明月光"])
+    >>> tokenizer.decode(tokenizer.encode("明月"))
+    '明月'
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        chat_template: str | None = None,
+        source: str = "tokenizer.json",
+    ) -> None:
+        self._text = text
+        self._definition = parse_object(text, source)
+        self._full = build(text, source)
+        try:
+            added = list(self._definition.get("added_tokens") or [])
+            # Added tokens made of spaces only (GPT-NeoX has them) are ordinary text; all others are markup.
+            control = [token for token in added if token["special"] or token["content"].strip()]
+            self.special_tokens: dict[str, int] = {token["content"]: token["id"] for token in control}
+            self._hidden = {token["id"] for token in control if token["special"]}
+            self._plain_definition = without_control_tokens(self._definition, self.special_tokens)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise malformed(source, f"{type(error).__name__} {error}") from None
+        vocabulary: dict[str, int] = self._full.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise malformed(source, "the vocabulary is empty")
+        self._token_of_id = {index: token for token, index in vocabulary.items()}
+        self.vocab_size = max(self._token_of_id) + 1
+        self.bos_id, self.eos_id, self.pad_id = (
+            vocabulary.get(token) if token else None for token in (bos_token, eos_token, pad_token)
+        )
+        self.chat_template = chat_template
+        decoders = steps(self._definition.get("decoder"))
+        self._decoders = {step["type"] for step in decoders}
+        self.adds_prefix_space = any(
+            (step["type"] == "Strip" and step.get("content") == " " and step.get("start"))
+            or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+            for step in decoders
+        )
+
+    # -- reading and writing -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read ``tokenizer.json`` (the file, or the folder that has it) with the settings that lie beside it.
+
+        BOS, EOS and padding come from ``tokenizer_config.json``, else ``special_tokens_map.json``; the chat template
+        from ``chat_template.jinja``, else from ``tokenizer_config.json``.
+
+        Raises:
+            ModelError: a file is missing, is not JSON (with its line) or is not a tokenizer.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise ModelError(
+                "there is no tokenizer here",
+                where=str(file),
+                fix="give a folder with a tokenizer.json, or train one with: hanmo tokenizer",
+                zh="这里没有 tokenizer.json。请给出包含它的文件夹，或用 hanmo tokenizer 训练一个",
+            )
+        folder = file.parent
+        config = read_object(folder / "tokenizer_config.json")
+        names = {
+            **read_object(folder / "special_tokens_map.json"),
+            **{k: v for k, v in config.items() if v is not None},
+        }
+        template_file = folder / "chat_template.jinja"
+        template = (
+            read_text(template_file) if template_file.is_file() else chat_template_of(config.get("chat_template"))
+        )
+        return cls(
+            read_text(file),
+            bos_token=token_text(names.get("bos_token")),
+            eos_token=token_text(names.get("eos_token")),
+            pad_token=token_text(names.get("pad_token")),
+            chat_template=template,
+            source=str(file),
+        )
+
+    @classmethod
+    def from_json(
+        cls,
+        text: str,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        chat_template: str | None = None,
+        source: str = "tokenizer.json",
+    ) -> Tokenizer:
+        """Make a tokenizer from the text of a ``tokenizer.json``; a named token that it lacks counts as none.
+
+        Raises:
+            ModelError: the text is not a tokenizer; the message names ``source`` and the line.
+        """
+        return cls(
+            text,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            pad_token=pad_token,
+            chat_template=chat_template,
+            source=source,
+        )
+
+    def save(self, folder: Path, *, model_max_length: int | None = None) -> None:
+        """Write ``tokenizer.json``, ``tokenizer_config.json`` and, if there is one, ``chat_template.jinja``.
+
+        ``transformers.AutoTokenizer.from_pretrained(folder)`` reads them and gives the same ids.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self._name(self.bos_id),
+            "eos_token": self._name(self.eos_id),
+            "pad_token": self._name(self.pad_id),
+            "unk_token": token_text(self._definition["model"].get("unk_token")),
+            "model_max_length": model_max_length,
+            "chat_template": self.chat_template,
+        }
+        config = {key: value for key, value in config.items() if value is not None}
+        (folder / "tokenizer.json").write_text(self._text, encoding="utf-8")
+        write_json(folder / "tokenizer_config.json", {**config, "clean_up_tokenization_spaces": False})
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The text of ``tokenizer.json``."""
+        return self._text
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides ids: vocabulary, merges, rules, and which ids are BOS, EOS and padding."""
+        parts = {key: self._definition.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        parts["roles"] = [self.bos_id, self.eos_id, self.pad_id]
+        canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _name(self, index: int | None) -> str | None:
+        return None if index is None else self._token_of_id[index]
+
+    # -- encoding ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """The tokenizer without its control tokens."""
+        return build(json.dumps(self._plain_definition), "tokenizer.json")
+
+    @cached_property
+    def _fast(self) -> BpeEncoder | CharacterEncoder | str:
+        """The fast encoder, or the reason why there is none."""
+        try:
+            return fast_encoder(self._plain_definition, lambda text: list(self._plain.encode(text).ids))
+        except Unsuitable as reason:
+            return str(reason)
+
+    @property
+    def fast_reason(self) -> str:
+        """Why text is encoded by the slower ``tokenizers`` library; empty where the fast path is used."""
+        return self._fast if isinstance(self._fast, str) else ""
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of ``text``. BOS and EOS are never added.
+
+        Args:
+            text: any text without lone surrogates.
+            special: recognise control tokens. Only for text that the program wrote itself, such as a rendered chat
+                template; in anything that comes from a user or a corpus they must stay text.
+
+        Raises:
+            DataError: the text has a lone surrogate and so has no UTF-8.
+        """
+        if not special:
+            ids: list[int] = self._encode_group([text])[0].tolist()
+            return ids
+        require_utf8(text)
+        return list(self._full.encode(text, add_special_tokens=False).ids)
+
+    def encode_documents(self, texts: Sequence[str], *, threads: int | None = None) -> list[IdArray]:
+        """Ids of every text as a ``uint32`` array: the fastest way to encode in bulk.
+
+        Args:
+            texts: documents of any length; a few megabytes in all per call keep every thread busy.
+            threads: how many threads; default: the cores of the machine, or ``HANMO_THREADS``.
+
+        Raises:
+            DataError: a text has a lone surrogate; the message gives its index.
+        """
+        groups: list[list[str]] = [[]]
+        size = 0
+        for text in texts:
+            if size > JOIN_CHARACTERS:
+                groups.append([])
+                size = 0
+            groups[-1].append(text)
+            size += len(text)
+        threads = min(threads or default_threads(), len(groups))
+        try:
+            if threads == 1:
+                return [ids for group in groups for ids in self._encode_group(group)]
+            with ThreadPoolExecutor(threads) as pool:
+                return [ids for found in pool.map(self._encode_group, groups) for ids in found]
+        except DataError:
+            for index, text in enumerate(texts):
+                require_utf8(text, where=f"text {index}")
+            raise
+
+    def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[list[int]]:
+        """Ids of every text as lists, equal to ``[encode(text) for text in texts]``.
+
+        Building Python lists costs about as much as encoding; :meth:`encode_documents` avoids it.
+        """
+        return [ids.tolist() for ids in self.encode_documents(texts, threads=threads)]
+
+    def _encode_group(self, texts: Sequence[str]) -> list[IdArray]:
+        """Encode on the fast path, and with ``tokenizers`` what it cannot take."""
+        try:
+            found = [None] * len(texts) if isinstance(self._fast, str) else self._fast.encode_group(texts)
+        except UnicodeEncodeError:
+            for text in texts:
+                require_utf8(text)
+            raise
+        return [self._encode_slowly(text) if ids is None else ids for text, ids in zip(texts, found, strict=True)]
+
+    def _encode_slowly(self, text: str) -> IdArray:
+        require_utf8(text)
+        return np.array(self._plain.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+
+    # -- decoding ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """The bytes of every id; none for control tokens and for ids that no token has."""
+        return [self._bytes_of(index) for index in range(self.vocab_size)]
+
+    def _bytes_of(self, index: int) -> bytes:
+        token = self._token_of_id.get(index, "")
+        if index in self._hidden:
+            return b""
+        if token in self.special_tokens:
+            return token.encode()  # markup that is shown, such as <think>
+        if "ByteLevel" in self._decoders and all(character in BYTE_OF_CHARACTER for character in token):
+            return bytes(BYTE_OF_CHARACTER[character] for character in token)
+        if self._decoders & {"ByteFallback", "Metaspace", "Replace"}:
+            byte = BYTE_TOKEN.fullmatch(token)
+            return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+        return token.encode()
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for, ``b""`` for a control token; joined, they are the UTF-8 of the text.
+
+        Raises:
+            DataError: the id is out of the vocabulary.
+        """
+        self._check_id(id)
+        return self._bytes[id]
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids, also as an array.
+            skip_special: leave control tokens out instead of writing them.
+
+        Raises:
+            DataError: an id is out of the vocabulary.
+        """
+        numbers = [int(index) for index in ids]
+        for index in numbers:
+            self._check_id(index)
+        if not self._decoders <= {"ByteLevel", "ByteFallback", "Metaspace", "Replace", "Fuse", "Strip"} or (
+            not self._decoders and self._definition["model"]["type"] == "WordLevel"
+        ):
+            return str(self._full.decode(numbers, skip_special_tokens=skip_special))  # a decoder with rules of its own
+        table = self._bytes
+        if skip_special:
+            joined = b"".join(table[index] for index in numbers)
+        else:
+            names = self._token_of_id
+            joined = b"".join(names[i].encode() if i in self._hidden else table[i] for i in numbers)
+        text = joined.decode("utf-8", errors="replace")
+        return text[1:] if self.adds_prefix_space and text.startswith(" ") else text
+
+    def _check_id(self, index: int) -> None:
+        if not 0 <= index < self.vocab_size:
+            raise DataError(
+                f"the id {index} is not in the vocabulary, whose ids are 0 to {self.vocab_size - 1}",
+                why="the ids were made with another tokenizer, or are not token ids",
+                zh=f"编号 {index} 不在词表中（应为 0 到 {self.vocab_size - 1}）",
+            )
+
+
+def without_control_tokens(definition: dict[str, Any], control: dict[str, int]) -> dict[str, Any]:
+    """A definition whose control tokens no text can reach; all other tokens keep their ids.
+
+    They leave the added tokens. In the vocabulary of the model, where a piece of text could match them as well, they
+    are renamed to something that cannot be typed; merges that would make them go.
+    """
+    model = dict(definition["model"])
+    unknown = model.get("unk_token")
+    hidden = {token for token in control if token != unknown}
+
+    def rename(token: str) -> str:
+        return f"\U0010fffd{control[token]}\U0010fffd" if token in hidden else token
+
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {rename(token): index for token, index in vocabulary.items()}
+    else:  # Unigram: pairs of token and score
+        model["vocab"] = [[rename(token), score] for token, score in vocabulary]
+    if "merges" in model:
+        model["merges"] = [list(pair) for pair in merge_pairs(model) if not {*pair, "".join(pair)} & hidden]
+    kept = [token for token in definition.get("added_tokens") or [] if token["content"] not in control]
+    other = {key: definition.get(key) for key in ("version", "normalizer", "pre_tokenizer", "decoder")}
+    return {**other, "added_tokens": kept, "model": model, "truncation": None, "padding": None, "post_processor": None}
+
+
+def build(text: str, source: str) -> tokenizers.Tokenizer:
+    """A ``tokenizers`` object without truncation and padding.
+
+    Raises:
+        ModelError: the text is JSON, but not a tokenizer.
+    """
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception, with the place in the message
+        place = re.search(r"at line (\d+)", str(error))
+        raise malformed(f"{source}:{place[1]}" if place else source, str(error)[:300]) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def malformed(where: str, detail: str) -> ModelError:
+    """The error for a file that is JSON but not a tokenizer."""
+    return ModelError(
+        f"this is not a tokenizer: {detail}",
+        where=where,
+        fix="copy the file again from where it came",
+        zh=f"这不是可用的分词器文件（{detail}）。请重新复制该文件",
+    )
+
+
+def parse_object(text: str, source: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ModelError: it is not JSON (with the line) or not an object.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"not valid JSON: {error.msg}",
+            where=f"{source}:{error.lineno}",
+            why="the file is truncated or damaged",
+            fix="copy the file again from where it came",
+            zh=f"不是有效的 JSON（{error.msg}），文件可能被截断。请重新复制该文件",
+        ) from None
+    except RecursionError:
+        raise malformed(source, "it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise malformed(source, "it is not a JSON object")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file of a tokenizer folder.
+
+    Raises:
+        ModelError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ModelError("not valid UTF-8", where=str(path), zh="不是有效的 UTF-8") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file."""
+    return parse_object(read_text(path), str(path)) if path.is_file() else {}
+
+
+def token_text(value: Any) -> str | None:
+    """A token as configuration files write it: a string, or an object with ``content``."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
+
+
+def chat_template_of(value: Any) -> str | None:
+    """The chat template in ``tokenizer_config.json``: a string, or a list of named ones with a ``default``."""
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) and value else None
+
+
+def require_utf8(text: str, where: str = "") -> None:
+    """Refuse text with a lone surrogate (half of a UTF-16 pair).
+
+    Raises:
+        DataError: with the position of the surrogate.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start} of the text is a lone surrogate (U+{ord(text[error.start]):04X})",
+            where=where,
+            why="half of a UTF-16 pair is not a character and has no UTF-8 form; text cut in two often ends so",
+            fix="decode the source again, or drop it with: text.encode('utf-8', 'ignore').decode()",
+            zh=f"第 {error.start} 个字符是孤立的代理码元，不能编码为 UTF-8。请重新解码原文或删去该字符",
+        ) from None
+
+
+def default_threads() -> int:
+    """Threads for bulk work: ``HANMO_THREADS``, else the number of cores."""
+    given = os.environ.get("HANMO_THREADS", "")
+    cores = os.cpu_count() or 1
+    return max(1, min(int(given), cores)) if given.isdigit() else cores

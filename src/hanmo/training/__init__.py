@@ -1,0 +1,1 @@
+"""Training: one trainer, its objectives, optimizers and checkpoints."""

@@ -1,0 +1,134 @@
+"""Checkpoints: everything a run needs to go on bit for bit, written whole or not at all.
+
+Layout of one checkpoint, ``<run>/checkpoints/step-00000120/``: ``model.safetensors``, ``optimizer.safetensors``,
+``state.json`` and ``hanmo.json`` with the size and SHA-256 of each. It appears under its name only when all of it is on
+the disk (see :func:`hanmo.folder.atomic_folder`), so a killed run leaves either the old checkpoints or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hanmo.errors import ModelError, UsageError
+from hanmo.folder import atomic_folder, read_json, verify, write_json
+from hanmo.models.checkpoints.weights import write_safetensors
+from hanmo.settings import notice
+
+KEEP = 2
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands, besides its tensors.
+
+    Args:
+        step: optimizer steps done.
+        elapsed: seconds of training done, over all sessions.
+        tokens: training tokens seen.
+        best_loss: lowest validation loss so far, nats per token.
+        best_step: the step that had it.
+        evaluations: evaluations done.
+        recipe: fingerprint of data and settings; a checkpoint of another recipe is refused.
+    """
+
+    step: int = 0
+    elapsed: float = 0.0
+    tokens: int = 0
+    best_loss: float = float("inf")
+    best_step: int = -1
+    evaluations: int = 0
+    recipe: str = ""
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint read back: parameter and optimizer tensors by name, and the state."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: TrainingState
+
+
+def step_folders(root: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(root.glob("step-*"))
+
+
+def save_checkpoint(root: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: TrainingState) -> Path:
+    """Write a checkpoint and remove all but the newest two.
+
+    Raises:
+        ResourceError: the disk is full; the earlier checkpoints are intact.
+    """
+    target = root / f"step-{state.step:08d}"
+    with atomic_folder(target, {"kind": "checkpoint", "version": 1}) as folder:
+        write_safetensors(folder / "model.safetensors", model)
+        write_safetensors(folder / "optimizer.safetensors", optimizer)
+        fields = dataclasses.asdict(state)
+        fields["best_loss"] = state.best_loss if state.best_step >= 0 else None
+        write_json(folder / "state.json", fields)
+    for old in step_folders(root)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load_newest(root: Path) -> Checkpoint | None:
+    """The newest checkpoint whose hashes are right; damaged ones are named and passed over. None if there is none.
+
+    Raises:
+        ModelError: there are checkpoints, and all of them are damaged.
+    """
+    folders = step_folders(root)
+    for folder in reversed(folders):
+        try:
+            verify(folder)
+            fields = read_json(folder / "state.json")
+            if fields["best_loss"] is None:
+                fields["best_loss"] = float("inf")
+            state = TrainingState(**fields)
+        except (ModelError, TypeError, KeyError) as error:
+            notice(f"damaged checkpoint passed over: {error}")
+            continue
+        return Checkpoint(load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state)
+    if folders:
+        raise ModelError(
+            f"all {len(folders)} checkpoints are damaged",
+            where=str(root),
+            fix="start anew with another --out, or copy the run again",
+            zh="所有检查点都已损坏；请用新的 --out 重新开始",
+        )
+    return None
+
+
+@contextlib.contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold a run's folder for one writer; the lock goes with the process, so a killed run never stays locked.
+
+    Raises:
+        UsageError: another process is training in this folder.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run / ".lock", os.O_CREAT | os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                "another process is writing to this run",
+                where=str(run),
+                fix="wait for it, or choose another --out",
+                zh="另一个进程正在写入该目录；请等待或更换 --out",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

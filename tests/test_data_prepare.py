@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from hanmo.data.tokens import TokenArray
 from hanmo.errors import DataError, HanmoError, ModelError, ResourceError, UsageError
 from hanmo.folder import read_manifest
 
-WORDS = (
-    "the quick brown fox jumps over a lazy dog while rain falls on old stone roads and nobody minds 春 夏 秋 冬".split()
-)
+WORDS = """
+    the quick brown fox jumps over a lazy dog while rain falls on old stone roads and nobody minds at all
+""".split()  # noqa: SIM905
 
 
 class ByteTokenizer:
@@ -74,7 +75,7 @@ def test_nothing_is_lost_and_no_document_stands_on_two_sides(tmp_path: Path) -> 
     texts = [sentence(random.Random(i % 900)) for i in range(1000)]  # 100 copies
     corpus = prepare([write_records(tmp_path / "a.jsonl", texts)], tmp_path / "out")
     split = all_documents(corpus)
-    assert sorted(sum(split.values(), [])) == sorted(set(texts))
+    assert sorted(chain(*split.values())) == sorted(set(texts))
     assert all(split.values())
     assert not set(split["train"]) & (set(split["validation"]) | set(split["test"]))
     assert corpus.report["duplicates"]["documents"] == 1000 - len(set(texts))
@@ -93,7 +94,7 @@ def test_copies_stay_on_one_side_without_deduplication(tmp_path: Path) -> None:
     split = all_documents(
         prepare([path], tmp_path / "out", DataSettings(dedup=False, validation_share=0.2, test_share=0.2))
     )
-    assert sorted(sum(split.values(), [])) == sorted(texts)
+    assert sorted(chain(*split.values())) == sorted(texts)
     sides = [set(split[name]) for name in SPLITS]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
     assert 0.1 < len(split["validation"]) / 1000 < 0.3
@@ -225,9 +226,8 @@ def test_impossible_shares(tmp_path: Path) -> None:
 
 def test_report_lists_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "in" / "a.txt", book(50))
-    (tmp_path / "in" / "b.txt").write_bytes(
-        (("他说的话我们都知道。" * 4 + "\n") * 20).encode("gb18030") + b"\xff\xff\n"
-    )
+    chinese = "".join(f"他在第{number}天说的话我们都知道。" * 4 + "\n" for number in range(20))
+    (tmp_path / "in" / "b.txt").write_bytes(chinese.encode("gb18030") + b"\xff\xff\n")
     (tmp_path / "in" / "c.png").write_bytes(bytes(range(256)))
     write(tmp_path / "in" / ".secret", "x")
     corpus = prepare([tmp_path / "in"], tmp_path / "out", DataSettings(skip_bad=True))
@@ -242,10 +242,10 @@ def test_report_lists_what_was_left_out(tmp_path: Path, monkeypatch: pytest.Monk
     )
     english = describe(report)
     monkeypatch.setenv("HANMO_LANG", "zh")
-    chinese = describe(report)
+    translated = describe(report)
     for word in ("GB18030", "c.png", "b.txt:21"):
-        assert word in english and word in chinese
-    assert "documents" in english and "文档" in chinese
+        assert word in english and word in translated
+    assert "documents" in english and "文档" in translated
 
 
 # -- cache -------------------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_an_unchanged_corpus_is_reused_and_a_stale_one_never(
     assert "the settings changed (half_width, seed)" in capsys.readouterr().err and stamp(out) != made
 
 
-def test_same_size_and_same_time_but_other_content_in_place(tmp_path: Path) -> None:
+def test_other_content_of_the_same_size(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", book(60))
     first = prepare([path], tmp_path / "out")
     changed = path.read_text(encoding="utf-8").replace("quick", "quack")
@@ -291,6 +291,19 @@ def test_same_size_and_same_time_but_other_content_in_place(tmp_path: Path) -> N
     second = prepare([path], tmp_path / "out")
     assert first.fingerprint != second.fingerprint
     assert "quack" in "".join(second.documents("train"))
+
+
+def test_two_folders_with_files_of_the_same_name(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name / "a.txt", book(30, seed)).parent for seed, name in enumerate("xy")]
+    corpus = prepare(folders, tmp_path / "out")
+    made = stamp(tmp_path / "out")
+    assert {corpus.origin("train", i).split(":")[0] for i in range(corpus.num_documents("train"))} == {
+        str(folder / "a.txt") for folder in folders
+    }
+    prepare(folders, tmp_path / "out")
+    assert stamp(tmp_path / "out") == made
+    prepare(folders[::-1], tmp_path / "out")
+    assert stamp(tmp_path / "out") != made
 
 
 def test_a_damaged_corpus_is_rebuilt_and_never_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -453,8 +466,10 @@ def test_with_a_trained_tokenizer(tmp_path: Path) -> None:
 MEMORY_SCRIPT = """
 import resource, sys
 import numpy as np
+from hanmo.data import tokens
 from hanmo.data.prepare import prepare
 from hanmo.data.settings import DataSettings
+tokens.BATCH_BYTES = 1 << 20
 class Bytes:
     eos_id, vocab_size, fingerprint = 256, 257, "ab" * 32
     def encode_documents(self, texts):
@@ -462,7 +477,8 @@ class Bytes:
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 corpus = prepare([sys.argv[1]], sys.argv[2], DataSettings(split=sys.argv[3]))
 corpus.tokenize(Bytes())
-print(sum(corpus.num_bytes(s) for s in ("train", "validation", "test")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+size = sum(corpus.num_bytes(split) for split in ("train", "validation", "test"))
+print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
@@ -476,11 +492,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, split: str) -> Non
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(path), str(tmp_path / "out"), split]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     size, kilobytes = map(int, result.stdout.split())
-    assert size > 90_000_000
-    assert kilobytes < 150_000
+    assert size > 80_000_000
+    assert kilobytes < 120_000
 
 
-def test_standard_library_is_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_library_is_a_corpus(tmp_path: Path) -> None:
     paths = stdlib_paths()
     assert len(paths) > 300 and len(set(paths)) == len(paths)
     assert not any("site-packages" in path or "__pycache__" in path for path in paths)

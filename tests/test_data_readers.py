@@ -76,17 +76,16 @@ def test_origins(tmp_path: Path) -> None:
     write(tmp_path / "b.csv", 'id,text\n1,"a\nb"\n2,c\n')
     write(tmp_path / "c.json", '[\n{"text": "a"},\n\n{"text":\n"b"}, {"text": "c"}]')
     places = [(document.file, document.line) for document in read_documents([tmp_path])]
-    assert places == [("a.jsonl", 2), ("a.jsonl", 4), ("b.csv", 2), ("b.csv", 4), ("c.json", 2), ("c.json", 4), ("c.json", 5)]  # fmt: skip
+    assert places == [("a.jsonl", 2), ("a.jsonl", 4), ("b.csv", 2), ("b.csv", 4), ("c.json", 2), ("c.json", 4), ("c.json", 5)]  # fmt: skip  # noqa: E501
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_parquet(tmp_path: Path, compressed: bool) -> None:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"id": list(range(3000)), "content": [f"第{i}篇" for i in range(2999)] + [None]})
     path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(table, path, row_group_size=700)
+    parquet.write_table(table, path, row_group_size=700)
     if compressed:
         path = write(tmp_path / "a.parquet.gz", gzip.compress(path.read_bytes()))
     documents, reader = read(path)
@@ -121,17 +120,17 @@ BAD_RECORDS = [
     ("a.jsonl", '{"text": "one"}\n{"text": 7}\n', 2, "no text in 'text'", ["one"]),
     ("a.jsonl", '{"text": "one"}\n{"text": ["a", 1]}\n', 2, "no text in 'text'", ["one"]),
     ("a.jsonl", '{"text": "one"}\n' + "[" * 100_000 + "\n", 2, "not valid JSON", ["one"]),
-    ("a.jsonl", b'{"text": "one"}\n{"text": "caf\xe9!"}\n{"text": "two"}\n', 2, "invalid UTF-8: the byte 0xE9", ["one", "two"]),
+    ("a.jsonl", b'{"text": "one"}\n{"text": "caf\xe9!"}\n{"text": "two"}\n', 2, "invalid UTF-8: the byte 0xE9", ["one", "two"]),  # noqa: E501
     ("a.json", '[{"text": "one"},\n{"text": "two"},\n{"text": x}]', 3, "not valid JSON", ["one", "two"]),
     ("a.json", '[{"text": "one"},\n{"text": "tw', 2, "not valid JSON", ["one"]),
     ("a.json", '[{"text": "one"},\n', 2, "cut off", ["one"]),
     ("a.csv", "id,text\n1,one\n2,two,more\n3,three\n", 3, "the row has 3 columns", ["one", "three"]),
     ("a.csv", 'id,text\n1,one\n2,"two"x\n3,three\n', 3, "not a valid row", ["one", "three"]),
     ("a.csv", 'id,text\n1,one\n2,"never closed\n3,three\n', 3, "not a valid row", ["one"]),
-    ("a.txt", b"good one\nbad \xff\xfe line\ngood two\n", 2, "invalid UTF-8: the bytes 0xFF 0xFE", ["good one\ngood two\n"]),
+    ("a.txt", b"good one\nbad \xff\xfe line\ngood two\n", 2, "invalid UTF-8: the bytes 0xFF 0xFE", ["good one\ngood two\n"]),  # noqa: E501
     ("a.txt", "第一行\n".encode() + b"\xe4\xb8\n" + "末行\n".encode(), 2, "invalid UTF-8", ["第一行\n末行\n"]),
     ("a.txt", b"caf\xe9 au lait\nfin\n", 1, "invalid UTF-8: the byte 0xE9", ["fin\n"]),
-    ("a.txt", (POEM * 9 + "他说的是\n").encode("gb18030") + b"\xff\xff\n", 2, "invalid GB18030", [POEM * 9 + "他说的是\n"]),
+    ("a.txt", (POEM * 9 + "他说的是\n").encode("gb18030") + b"\xff\xff\n", 2, "invalid GB18030", [POEM * 9 + "他说的是\n"]),  # noqa: E501
 ]  # fmt: skip
 
 
@@ -177,7 +176,7 @@ def test_another_encoding_can_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("encoding", "name"),
-    [("utf-8", "utf-8"), ("utf-8-sig", "utf-8-sig"), ("gb18030", "gb18030"), ("utf-16", "utf-16-le"), ("utf-16-be", "utf-16-be")],
+    [("utf-8", "utf-8"), ("utf-8-sig", "utf-8-sig"), ("gb18030", "gb18030"), ("utf-16", "utf-16-le"), ("utf-16-be", "utf-16-be")],  # noqa: E501
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv"])
 def test_encodings(tmp_path: Path, encoding: str, name: str, suffix: str) -> None:
@@ -207,7 +206,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt.gz", whole[: len(whole) // 2])
     with pytest.raises(DataError, match="damaged or cut off"):
         read(path)
-    documents, reader = read(path, skip_bad=True)
+    _, reader = read(path, skip_bad=True)
     assert reader.problems.count == 1
 
 

@@ -77,7 +77,7 @@ def test_normalize_is_idempotent_nfc_and_writable(text: str, half_width: bool) -
         ("Все счастливые семьи похожи друг на друга.", "other"),
         ("동해물과 백두산이 마르고 닳도록", "other"),
         ("Els éssers humans són lliures i iguals en dignitat però també són éssers", "other"),
-        ("En un lugar de la Mancha, cuyo nombre no quiero acordarme, no ha mucho tiempo que vivia un hidalgo " * 8, "other"),
+        ("En un lugar de la Mancha, cuyo nombre no quiero acordarme, no ha mucho tiempo que vivia un hidalgo " * 8, "other"),  # noqa: E501
         ("12345 67890", "other"),
     ],
 )  # fmt: skip

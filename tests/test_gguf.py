@@ -404,6 +404,20 @@ def test_wrong_architecture_and_vocabulary(tmp_path: Path) -> None:
         load_gguf(tmp_path / "missing.gguf")
 
 
+def test_the_spelling_of_a_byte_token_is_not_that_byte() -> None:
+    pieces = ["▁", "<", "0", "x", "A", ">", "<0", "x0", "<0x0", "A>"]  # which could be joined to <0x0A>
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [2, *[6] * 256, *[1] * len(pieces)],
+        "tokenizer.ggml.scores": [0.0] * 257 + [-float(rank) for rank in range(len(pieces))],
+    }
+    tokenizer = read_tokenizer(Path("x.gguf"), metadata)
+    assert [tokens[number] for number in tokenizer.encode("<0x0A>")] == ["▁", "<0x0", "A>"]
+    assert tokenizer.decode(tokenizer.encode("<0x0A>\n")) == "<0x0A>\n"
+
+
 def test_tokenizers_that_contradict_themselves() -> None:
     def refuse(match: str, **changes: Any) -> None:
         metadata = {f"tokenizer.ggml.{key}": value for key, value in {**good, **changes}.items()}

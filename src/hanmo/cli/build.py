@@ -98,7 +98,8 @@ def run(settings: BuildSettings) -> Outcome:
         "evaluation": evaluation.as_dict(),
     }
     text = pick(
-        f"model:  {trained.model_folder}\nreport: {page}\nnext:   hanmo chat {trained.run}    hanmo serve {trained.run}",
+        f"model:  {trained.model_folder}\nreport: {page}\n"
+        f"next:   hanmo chat {trained.run}    hanmo serve {trained.run}",
         f"模型：{trained.model_folder}\n报告：{page}\n下一步：hanmo chat {trained.run}    hanmo serve {trained.run}",
     )
     return Outcome(data, text)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
+from hanmo.cli.outcome import Outcome
 from hanmo.inference.settings import GenerationSettings
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, argument, notice, option
@@ -67,8 +69,9 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": text})
 
 
-def answer(conversation: Conversation, line: str, settings: ChatSettings) -> None:
-    """Stream one answer; Ctrl-C ends it early and keeps what was said."""
+def answer(conversation: Conversation, line: str, settings: ChatSettings) -> str:
+    """Stream one answer and return it; Ctrl-C ends it early and keeps what was said. ``--json`` shows nothing yet."""
+    shown: IO[str] = io.StringIO() if settings.json else sys.stdout
     room = min(settings.max_new_tokens, conversation.model.context_length // 2)
     prompt = conversation.prompt(line, room)
     pieces: list[str] = []
@@ -78,17 +81,18 @@ def answer(conversation: Conversation, line: str, settings: ChatSettings) -> Non
         for chunk in stream:
             tokens += len(chunk.ids)
             pieces.append(chunk.text)
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
+            shown.write(chunk.text)
+            shown.flush()
+    shown.write("\n")
     conversation.answered("".join(pieces))
     if sys.stdin.isatty():
         speed = tokens / max(time.monotonic() - start, 1e-9)
         notice(f"\x1b[2m[{tokens} tokens, {speed:.0f} tok/s]\x1b[0m" if sys.stderr.isatty() else "")
+    return "".join(pieces)
 
 
-def run(settings: ChatSettings) -> None:
-    """Read lines, answer them, until the end of input or ``/exit``."""
+def run(settings: ChatSettings) -> Outcome | None:
+    """Read lines, answer them, until the end of input or ``/exit``. With ``--json`` all turns are told at the end."""
     from hanmo.inference.loading import load
 
     model = load(settings.model, device=settings.device, offline=settings.offline)
@@ -109,14 +113,16 @@ def run(settings: ChatSettings) -> None:
         )
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() line editing and history
+    turns: list[dict[str, str]] = []
     while True:
         try:
-            line = input("> " if interactive else "")
+            line = input("> " if interactive and not settings.json else "")
         except EOFError:
-            return
+            break
         if line.strip() in ("/exit", "/quit"):
-            return
+            break
         if line.strip() == "/reset":
             conversation.reset()
         elif line.strip():
-            answer(conversation, line, settings)
+            turns.append({"prompt": line, "answer": answer(conversation, line, settings)})
+    return Outcome({"turns": turns}, "") if settings.json else None

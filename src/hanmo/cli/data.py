@@ -26,7 +26,10 @@ class DataVerbSettings(CommonSettings, DataSettings):
     )
     out: str = option("data", "folder for the prepared corpus", zh="存放处理结果的文件夹")
     tokenizer: str | None = option(
-        None, "also write token shards with this tokenizer", zh="同时用该分词器写出词元", metavar="FOLDER"
+        None,
+        "also write token shards with the tokenizer of this folder or model",
+        zh="同时用该文件夹或模型的分词器写出词元",
+        metavar="MODEL",
     )
 
 
@@ -36,9 +39,9 @@ def run(settings: DataVerbSettings) -> Outcome:
     data = {"folder": str(corpus.folder), "fingerprint": corpus.fingerprint, "report": corpus.report}
     text = pick(f"prepared corpus: {corpus.folder}", f"处理好的语料：{corpus.folder}")
     if settings.tokenizer:
-        from hanmo.text.tokenizer import Tokenizer
+        from hanmo.inference.loading import load_tokenizer
 
-        tokens = corpus.tokenize(Tokenizer.load(settings.tokenizer))
+        tokens = corpus.tokenize(load_tokenizer(settings.tokenizer, offline=settings.offline))
         data["tokens"] = {"folder": str(tokens.folder), **tokens.manifest["report"]}
         text += "\n" + pick(f"tokens: {tokens.folder}", f"词元：{tokens.folder}")
     return Outcome(data, text)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -39,6 +37,8 @@ class DoctorSettings(CommonSettings):
 
 def installed(package: str) -> str | None:
     """The version of an installed package, or None."""
+    import importlib.metadata  # here: it would double the time of `hanmo --help`
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -33,22 +33,32 @@ class EvaluateSettings(CommonSettings, DataSettings):
     device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
 
 
+def own_data(settings: EvaluateSettings) -> str:
+    """The corpus of the run that the model is from: it lies beside the model folder.
+
+    Raises:
+        UsageError: the model is from somewhere else.
+    """
+    from hanmo.inference.loading import find
+
+    data = find(settings.model, offline=settings.offline).parent / "data"
+    if not (data / "report.json").is_file():
+        raise UsageError(
+            "give the texts to evaluate on",
+            where="hanmo evaluate",
+            fix=f"hanmo evaluate {settings.model} my-texts/",
+            zh=f"请给出用于评测的文本：hanmo evaluate {settings.model} my-texts/",
+        )
+    return str(data)
+
+
 def run(settings: EvaluateSettings) -> Outcome:
     """Score the model and its baselines."""
     from hanmo.evaluation.baselines import evaluate_with_baselines
     from hanmo.inference.loading import load
 
     model = load(settings.model, device=settings.device, offline=settings.offline)
-    own = Path(settings.model) / "data"
-    paths = settings.paths
-    if not paths:
-        if not own.is_dir():
-            raise UsageError(
-                "give the texts to evaluate on",
-                where="hanmo evaluate",
-                fix=f"hanmo evaluate {settings.model} my-texts/",
-            )
-        paths = [str(own)]
+    paths = settings.paths or [own_data(settings)]
     corpus = prepare_corpus(paths, settings, Path(settings.out or "evaluation-data"))
     tokens = corpus.tokenize(model.tokenizer)
     evaluation = evaluate_with_baselines(model, model.name, model.tokenizer, corpus, tokens, settings.part)

@@ -58,8 +58,9 @@ def run(settings: GenerateSettings) -> Outcome | None:
     model = load(settings.model, device=settings.device, offline=settings.offline)
     options = {**settings.sampling_options(), "n": settings.n, "ignore_eos": settings.ignore_eos}
     if len(prompts) == 1 and settings.n == 1 and not settings.json:
+        stream = model.stream(prompts[0], **options)  # settings that cannot work are refused before anything is written
         sys.stdout.write(prompts[0])
-        for chunk in model.stream(prompts[0], **options):
+        for chunk in stream:
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -11,7 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from hanmo import __version__
-from hanmo.errors import HanmoError, Interrupted, UsageError, nearest
+from hanmo.errors import HanmoError, Interrupted, ResourceError, UsageError, nearest
+from hanmo.folder import CANNOT_WRITE
 from hanmo.language import pick
 from hanmo.settings import notice, parse
 
@@ -25,7 +27,7 @@ def load_verb(name: str) -> ModuleType:
 
 def settings_class(verb: ModuleType) -> type[Any]:
     """The dataclass that declares a verb's settings."""
-    declared = [
+    declared: list[type[Any]] = [
         item
         for name, item in vars(verb).items()
         if name.endswith("Settings") and getattr(item, "__module__", "") == verb.__name__
@@ -72,7 +74,12 @@ def run_verb(arguments: list[str]) -> int:
         return 0
     name = arguments[0]
     if name not in VERBS:
-        raise UsageError(f"unknown verb '{name}'", where="hanmo", fix=nearest(name, VERBS), zh=f"未知动词 '{name}'")
+        raise UsageError(
+            f"unknown verb '{name}'",
+            where="hanmo",
+            fix=nearest(name, VERBS),
+            zh=f"未知动词 '{name}'，{nearest(name, VERBS)}",
+        )
     verb = load_verb(name)
     settings = parse(settings_class(verb), arguments[1:], f"hanmo {name}", pick(verb.HELP, verb.HELP_ZH))
     if settings.offline:
@@ -80,44 +87,77 @@ def run_verb(arguments: list[str]) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"
     outcome = verb.run(settings)
     if outcome is not None:
-        print(json.dumps(outcome.data, ensure_ascii=False) if settings.json else outcome.text)
+        print(as_json(outcome.data) if settings.json else outcome.text)
     return 0
 
 
-def report_error(error: HanmoError, as_json: bool) -> None:
+def as_json(value: Any) -> str:
+    """One JSON document; non-ASCII characters are escaped where standard output cannot hold them."""
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
+    return json.dumps(value, ensure_ascii=not utf8)
+
+
+def known_failure(error: Exception) -> HanmoError | None:
+    """What the user can do about an exception that is no defect: a full disk, a read-only place, too little memory."""
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        return ResourceError(
+            f"{error.strerror}",
+            where=str(error.filename or ""),
+            fix="free some space, or choose another place with --out",
+            zh=f"{error.strerror}。请腾出空间或用 --out 换一个位置",
+        )
+    # torch raises OutOfMemoryError on an accelerator and a plain RuntimeError on the CPU
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
+        return ResourceError(
+            "the memory is not enough",
+            why=str(error).partition("\n")[0],
+            fix="lower --micro-batch or --context, or choose a smaller --size",
+            zh="内存不足。请调小 --micro-batch 或 --context，或选更小的 --size",
+        )
+    return None
+
+
+def report_error(error: HanmoError, json_wanted: bool) -> None:
     """Show an error to a person on standard error, and to a program on standard output if it asked for JSON."""
     label = pick("stopped", "已停止") if isinstance(error, Interrupted) else pick("error", "错误")
     notice(f"{label}: {error}")
-    if as_json:
+    if json_wanted:
         fields = {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}
-        print(json.dumps({"error": {**fields, "exit_code": error.exit_code}}, ensure_ascii=False))
+        print(as_json({"error": {**fields, "exit_code": error.exit_code}}))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The entry point; see :mod:`hanmo.errors` for the exit codes."""
     given = sys.argv[1:] if arguments is None else arguments
+    json_wanted = "--json" in given
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a model may write what a terminal's encoding does not have
+        sys.stdout.reconfigure(errors="replace")
     try:
-        return run_verb(given)
+        code = run_verb(given)
+        sys.stdout.flush()  # here, so that a reader that went away is noticed below
+        return code
     except HanmoError as error:
-        report_error(error, "--json" in given)
+        report_error(error, json_wanted)
         return error.exit_code
     except KeyboardInterrupt:
-        notice(pick("stopped", "已停止"))
+        report_error(Interrupted(pick("by Ctrl-C", "由 Ctrl-C")), json_wanted)
         return Interrupted.exit_code
     except BrokenPipeError:  # the reader of our output went away, as in `hanmo ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit as leaving:  # argparse prints --help and leaves
         return int(leaving.code or 0)
-    except Exception:
-        traceback.print_exc()
-        notice(
-            pick(
-                "this is a defect in Hanmo: please report it with the lines above",
-                "这是 Hanmo 自身的缺陷：请附上以上内容报告给我们",
+    except Exception as error:
+        failure = known_failure(error)
+        if failure is None:
+            traceback.print_exc()
+            failure = HanmoError(
+                f"a defect in Hanmo ({type(error).__name__}: {error})",
+                fix="please report it with the lines above",
+                zh="这是 Hanmo 自身的缺陷：请附上以上内容报告给我们",
             )
-        )
-        return 1
+        report_error(failure, json_wanted)
+        return failure.exit_code
 
 
 if __name__ == "__main__":

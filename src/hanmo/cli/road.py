@@ -1,4 +1,4 @@
-"""The main road that several verbs walk: corpus, tokenizer, training, evaluation; each step is printed with its reasons."""
+"""The main road that several verbs walk: corpus, tokenizer, training; each step is printed with its reasons."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hanmo import __version__
 from hanmo.data.settings import DataSettings
-from hanmo.errors import UsageError
-from hanmo.folder import read_json, write_json
+from hanmo.errors import UsageError, nearest
+from hanmo.folder import make_folder, read_json, write_json
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, Resolution, notice, option
 from hanmo.text.settings import TokenizerSettings
@@ -44,6 +44,11 @@ class RoadSettings(CommonSettings, DataSettings, TokenizerSettings, TrainingSett
     overwrite: bool = option(False, "start anew where the folder holds an earlier run", zh="目录中已有运行时重新开始")
     seed: int = option(0, "seed of everything random: split, weights, data order", zh="一切随机过程的种子")
 
+    def check(self) -> None:
+        """Raise UsageError for values that cannot work, before any file is read."""
+        super().check()
+        self.check_training()
+
 
 @dataclass
 class TrainedRun:
@@ -72,22 +77,35 @@ def choose_out(settings: RoadSettings, paths: list[str]) -> Path:
 
 
 def refuse_finished_run(run: Path, settings: RoadSettings) -> None:
-    """Never write over a model or its checkpoints by accident.
+    """Never write over a model or its checkpoints by accident, and never over what is not a run of ours.
 
     Raises:
-        UsageError: the folder holds a run, and neither ``--resume`` nor ``--overwrite`` says what to do with it.
+        UsageError: the folder holds a run, and neither ``--resume`` nor ``--overwrite`` says what to do with it; or it
+            holds other files under the names of a run.
     """
+    held = [name for name in ("model", "checkpoints", "log.jsonl") if (run / name).exists()]
+    if held and not (run / "settings.json").is_file():
+        raise UsageError(
+            f"this folder is not a run, and holds '{held[0]}', which would be lost",
+            where=str(run),
+            fix="choose an empty or new folder with --out",
+            zh=f"这个文件夹不是一次运行，其中的 '{held[0]}' 会被覆盖。请用 --out 另选一个空文件夹",
+        )
     checkpoints = run / "checkpoints"
-    if settings.overwrite:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        (run / "log.jsonl").unlink(missing_ok=True)
-    elif not settings.resume and ((run / "model").exists() or (checkpoints.exists() and any(checkpoints.iterdir()))):
+    finished = "model" in held or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    if finished and not settings.resume and not settings.overwrite:
         raise UsageError(
             "this folder holds an earlier run",
             where=str(run),
             fix="--resume goes on with it, --overwrite starts anew, --out names another place",
             zh="该目录中已有一次运行：--resume 继续，--overwrite 重新开始，--out 换一个位置",
         )
+
+
+def clear_run(run: Path) -> None:
+    """Remove the log and the checkpoints of an earlier run; its model stays until the new one replaces it."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    (run / "log.jsonl").unlink(missing_ok=True)
 
 
 def prepare_corpus(paths: list[str], settings: DataSettings, folder: Path) -> Corpus:
@@ -102,6 +120,7 @@ def prepare_corpus(paths: list[str], settings: DataSettings, folder: Path) -> Co
     from hanmo.data.report import describe
     from hanmo.data.stdlib import stdlib_paths
 
+    settings.check()
     if len(paths) == 1 and (Path(paths[0]) / "hanmo.json").is_file() and (Path(paths[0]) / "report.json").is_file():
         corpus = Corpus.open(paths[0])
     else:
@@ -138,16 +157,32 @@ def vocabulary_for(corpus: Corpus, size: str) -> tuple[int, str]:
 
 def make_tokenizer(corpus: Corpus, settings: TokenizerSettings, resolution: Resolution, size: str) -> Tokenizer:
     """Train the tokenizer on the training split, or load the one that was named."""
-    from hanmo.text.tokenizer import Tokenizer
     from hanmo.text.training import train_bpe, train_char
 
     if settings.tokenizer == "char":
         return train_char(spread(corpus, TOKENIZER_SAMPLE))
     if settings.tokenizer != "bpe":
-        return Tokenizer.load(settings.tokenizer)
+        return named_tokenizer(settings.tokenizer)
     resolution.compute(settings, "vocab_size", *vocabulary_for(corpus, size))
     assert settings.vocab_size is not None
     return train_bpe(spread(corpus, TOKENIZER_SAMPLE), settings.vocab_size)
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a folder or of a model.
+
+    Raises:
+        UsageError: neither a kind of tokenizer nor a folder or model.
+    """
+    from hanmo import catalog
+    from hanmo.inference.loading import RUNS, load_tokenizer
+
+    if not Path(name).expanduser().exists() and not (RUNS / name).exists() and catalog.entry(name) is None:
+        fix = nearest(name, ("bpe", "char"))
+        raise UsageError(
+            f"there is no tokenizer '{name}'", where="--tokenizer", fix=fix, zh=f"没有分词器 '{name}'，{fix}"
+        )
+    return load_tokenizer(name)
 
 
 def recipe_fingerprint(settings: RoadSettings, tokens: TokenCorpus, plan: Plan) -> str:
@@ -173,10 +208,11 @@ def train_run(paths: list[str], settings: RoadSettings) -> TrainedRun:
     settings.check()
     run = choose_out(settings, paths)
     refuse_finished_run(run, settings)
-    restore_choices(run, settings)
+    make_folder(run)
+    resolution = Resolution()
+    restore_choices(run, settings, resolution)
     set_threads()
     device = choose_device(settings.device)
-    resolution = Resolution()
     rate = dial.measure_matrix_rate(device)
     corpus = prepare_corpus(paths, settings, run / "data")
     size = dial.choose_size(settings, resolution, rate)
@@ -194,6 +230,8 @@ def train_run(paths: list[str], settings: RoadSettings) -> TrainedRun:
     notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
     notice(plan.describe())
     record = resolution.record(settings)
+    if not settings.resume:  # only now: a mistake in the paths or settings must not cost the earlier run
+        clear_run(run)
     write_json(run / "settings.json", {**record, **versions()})
     model, result = fit(run, settings, plan, tokens, device)
     trained = TrainedRun(run, corpus, tokens, tokenizer, plan, result, record)
@@ -201,15 +239,14 @@ def train_run(paths: list[str], settings: RoadSettings) -> TrainedRun:
     return trained
 
 
-def restore_choices(run: Path, settings: RoadSettings) -> None:
+def restore_choices(run: Path, settings: RoadSettings, resolution: Resolution) -> None:
     """On ``--resume``, take over what was computed at the first start: the machine may be busier or idler now."""
     path = run / "settings.json"
     if not (settings.resume and path.is_file()):
         return
     record = read_json(path)
-    for name in record["computed"]:
-        if getattr(settings, name, None) is None:
-            setattr(settings, name, record["settings"][name])
+    for name, reason in record["computed"].items():  # recorded again, so that a second --resume finds them too
+        resolution.compute(settings, name, record["settings"][name], reason)
 
 
 def versions() -> dict[str, str]:

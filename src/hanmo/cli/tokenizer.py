@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.road import make_tokenizer, prepare_corpus
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
-from hanmo.folder import atomic_folder, write_json
+from hanmo.folder import atomic_folder, read_manifest, write_json
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, Resolution, argument, notice, option
 from hanmo.text.settings import TokenizerSettings
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HELP = "train a tokenizer on texts and report how well it fits them"
 HELP_ZH = "在文本上训练分词器，并报告其效果"
 REPORT_BYTES = 400_000  # held-out text per language that the report is made from
+KIND = "tokenizer"
+DEFAULT_REFERENCE = "smollm2-135m-instruct"
 SIZE = "small"  # without a model in sight, the vocabulary suits a small one
 
 
@@ -38,24 +40,35 @@ class TokenizerVerbSettings(CommonSettings, DataSettings, TokenizerSettings):
     reference: str | None = option(
         None,
         "compare with this model's tokenizer; default: the catalog's model if it is there",
-        zh="对比用的分词器",
-        metavar="FOLDER",
+        zh="与该模型的分词器对比；默认为目录中已下载的模型",
+        metavar="MODEL",
     )
 
 
-def reference_tokenizer(name: str | None) -> tuple[str, Tokenizer] | None:
+def reference_tokenizer(name: str | None, offline: bool) -> tuple[str, Tokenizer] | None:
     """A known tokenizer to compare with: the one named, else the default model's if it was downloaded before."""
-    from hanmo.catalog import cached
-    from hanmo.text.tokenizer import Tokenizer
+    from hanmo.catalog import is_cached
+    from hanmo.inference.loading import load_tokenizer
 
-    if name:
-        return Path(name).name, Tokenizer.load(name)
-    path = cached("smollm2-135m-instruct")
-    if path is None:
+    if name is None and not is_cached(DEFAULT_REFERENCE):
         return None
-    from hanmo.models.checkpoints.reading import read_tokenizer
+    name = name or DEFAULT_REFERENCE
+    return Path(name).name, load_tokenizer(name, offline=offline)
 
-    return "SmolLM2-135M", read_tokenizer(path)
+
+def refuse_foreign(out: Path) -> None:
+    """Never replace a folder that holds anything but a tokenizer of ours.
+
+    Raises:
+        UsageError: there is such a folder at ``out``.
+    """
+    if out.is_dir() and any(out.iterdir()) and read_manifest(out).get("kind") != KIND:
+        raise UsageError(
+            "this folder holds something else than a tokenizer; it would be lost",
+            where=str(out),
+            fix="choose an empty or new folder with --out",
+            zh="这个文件夹里有其他内容，写入会覆盖它们。请用 --out 另选一个空文件夹",
+        )
 
 
 def held_out_by_language(corpus: Corpus) -> dict[str, list[str]]:
@@ -79,17 +92,26 @@ def run(settings: TokenizerVerbSettings) -> Outcome:
 
     out = Path(settings.out)
     if settings.tokenizer not in ("bpe", "char"):
-        raise UsageError("a tokenizer to train is bpe or char", where="--tokenizer", fix="--tokenizer bpe")
+        raise UsageError(
+            "a tokenizer to train is bpe or char",
+            where="--tokenizer",
+            fix="--tokenizer bpe",
+            zh="可训练的分词器为 bpe 或 char",
+        )
+    refuse_foreign(out)
     corpus = prepare_corpus(settings.paths, settings, out.parent / f"{out.name}-data")
     resolution = Resolution()
     tokenizer = make_tokenizer(corpus, settings, resolution, SIZE)
     if resolution.choices:
         notice(resolution.describe())
-    report: dict[str, Any] = tokenizer_report(
-        tokenizer, held_out_by_language(corpus), reference_tokenizer(settings.reference)
-    )
-    with atomic_folder(out, {"kind": "tokenizer", "data": corpus.fingerprint}) as folder:
+    named = reference_tokenizer(settings.reference, settings.offline)
+    report = tokenizer_report(tokenizer, held_out_by_language(corpus), named[1] if named else None)
+    report["reference"] = named[0] if named else None
+    with atomic_folder(out, {"kind": KIND, "data": corpus.fingerprint}) as folder:
         tokenizer.save(folder)
         write_json(folder / "report.json", report)
-    text = describe(report) + "\n" + pick(f"tokenizer: {out}", f"分词器：{out}")
+    text = describe(report) + "\n"
+    if named:
+        text += pick(f"reference: {named[0]}\n", f"对照：{named[0]}\n")
+    text += pick(f"tokenizer: {out}", f"分词器：{out}")
     return Outcome({"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": report}, text)

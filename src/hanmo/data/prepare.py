@@ -116,14 +116,13 @@ def difference(manifest: dict[str, Any], sources: list[Source], settings: DataSe
         return pick(f"the settings changed ({', '.join(names)})", f"设置有变（{', '.join(names)}）")
     if manifest["tools"] != tools(settings):
         return pick("the Unicode tables or opencc changed", "Unicode 数据或 opencc 版本有变")
-    before = {entry["name"]: entry for entry in manifest["inputs"]}
-    if list(before) != [source.name for source in sources]:
-        changed = sorted(set(before) ^ {source.name for source in sources})
+    before, now = ([entry["name"] for entry in manifest["inputs"]], [source.name for source in sources])
+    if before != now:
+        changed = sorted(set(before) ^ set(now)) or [pick("their order", "顺序")]
         return pick(
             f"the list of files changed ({', '.join(changed[:3])})", f"文件列表有变（{', '.join(changed[:3])}）"
         )
-    for source in sources:
-        entry = before[source.name]
+    for source, entry in zip(sources, manifest["inputs"], strict=True):
         same_time = entry["mtime_ns"] == source.mtime_ns and entry["path"] == str(source.path.absolute())
         if entry["size"] == source.size and (
             same_time or file_digest(source.path, PROBE if entry["skipped"] else None) == entry["digest"]

@@ -82,7 +82,11 @@ def find_sources(paths: Iterable[str | Path]) -> Listing:
     for text in given:
         path = Path(text).expanduser()
         if path.is_dir():
-            found = [(file, file.relative_to(path).as_posix(), False) for file in walk(path, listing)]
+            # within a single folder names are relative to it, so that a folder that moves keeps its fingerprint
+            alone = len(given) == 1
+            found = [
+                (file, (file.relative_to(path) if alone else file).as_posix(), False) for file in walk(path, listing)
+            ]
         elif path.exists():
             found = [(path, text, True)]
         else:

@@ -19,6 +19,7 @@ from hanmo.data.corpus import FORMAT, Corpus
 from hanmo.data.splits import SPLITS
 from hanmo.errors import DataError, HanmoError, ModelError
 from hanmo.folder import MANIFEST, atomic_folder, read_manifest, verify
+from hanmo.language import pick
 from hanmo.progress import Progress
 from hanmo.settings import notice
 
@@ -167,7 +168,7 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, *, shard_tokens: int = SHARD_
     }
     with (
         atomic_folder(target, manifest) as folder,
-        Progress("tokenizing", sum(manifest["bytes"].values()), "bytes") as progress,
+        Progress(pick("tokenizing", "分词"), sum(manifest["bytes"].values()), "bytes") as progress,
     ):
         for split in SPLITS:
             writer = ShardWriter(folder, split, shard_tokens)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 import torch
 
 from hanmo import catalog
-from hanmo.errors import ModelError, ResourceError, UsageError, nearest
+from hanmo.errors import ModelError, nearest
 from hanmo.folder import read_manifest
 from hanmo.inference.engine import LanguageModel
-from hanmo.models.checkpoints.gguf import load_gguf
+from hanmo.models.checkpoints.gguf import load_gguf, load_gguf_tokenizer
 from hanmo.models.checkpoints.huggingface import load_folder
 from hanmo.models.checkpoints.weights import LoadedModel
+from hanmo.models.device import choose_device, set_threads
 from hanmo.models.transformer import build
+from hanmo.text.tokenizer import Tokenizer
 
 RUNS = Path("runs")  # where `hanmo build` and `hanmo pretrain` put their runs
 MODEL = "model"  # the model folder inside a run
@@ -44,6 +44,20 @@ def load(name_or_folder: str | Path, *, device: str = "auto", offline: bool = Fa
     path = find(str(name_or_folder), offline=offline)
     loaded = load_gguf(path) if path.is_file() else load_folder(path)
     return assemble(loaded, place, name=str(name_or_folder), prefix=stored_prefix(path, loaded))
+
+
+def load_tokenizer(name_or_folder: str | Path, *, offline: bool = False) -> Tokenizer:
+    """Load a tokenizer alone: a folder with ``tokenizer.json`` (or the file), or that of anything ``load`` takes.
+
+    Raises:
+        ModelError: nothing of that name, or a tokenizer that is damaged or of an unknown kind.
+        NetworkError: a download failed, or would be needed although ``offline``.
+    """
+    given = Path(name_or_folder).expanduser()
+    if (given / "tokenizer.json").is_file() or given.suffix == ".json":
+        return Tokenizer.load(given)
+    path = find(str(name_or_folder), offline=offline)
+    return Tokenizer.load(path) if path.is_dir() else load_gguf_tokenizer(path)
 
 
 def find(name: str, *, offline: bool = False) -> Path:
@@ -133,42 +147,3 @@ def assemble(loaded: LoadedModel, device: torch.device, *, name: str, prefix: li
     model = build(loaded.config, state).to(device)
     eos_ids = loaded.generation.get("eos_token_id") or []
     return LanguageModel(model, loaded.tokenizer, name=name, eos_ids=eos_ids, prompt_prefix=prefix)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for a name; "auto" takes the fastest one present.
-
-    Raises:
-        UsageError: not the name of a device.
-        ResourceError: this machine has no such device.
-    """
-    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    mps = torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
-        raise UsageError(
-            f"'{name}' is not a device", fix="write auto, cpu, cuda, cuda:1 or mps", zh=f"'{name}' 不是设备名"
-        )
-    device = torch.device(name)
-    if (device.type == "cuda" and (device.index or 0) >= cuda) or (device.type == "mps" and not mps):
-        raise ResourceError(
-            f"this machine has no device '{name}' that torch can use",
-            fix="use --device auto or --device cpu; hanmo doctor shows what there is",
-            zh=f"本机没有 torch 可用的设备 '{name}'，请用 --device auto 或 --device cpu",
-        )
-    return device
-
-
-def set_threads() -> None:
-    """Use as many CPU threads as ``HANMO_THREADS`` says; torch's own choice without it.
-
-    Raises:
-        UsageError: the value is not a positive whole number.
-    """
-    value = os.environ.get("HANMO_THREADS", "").strip()
-    if not value:
-        return
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
-        raise UsageError(f"HANMO_THREADS must be a whole number from 1 to 1024, not {value!r}", where="environment")
-    torch.set_num_threads(int(value))

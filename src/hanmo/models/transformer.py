@@ -79,7 +79,9 @@ class TransformerConfig:
             raise ModelError(f"head_dim must be even for rotary positions, not {self.head_dim}", where="config.json")
         kind = (self.rope_scaling or {}).get("rope_type", "default")
         if kind not in ("default", "linear", "llama3"):
-            raise ModelError(f"unknown rotary scaling '{kind}'", where="config.json", fix="known: default, linear, llama3")
+            raise ModelError(
+                f"unknown rotary scaling '{kind}'", where="config.json", fix="known: default, linear, llama3"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> TransformerConfig:
@@ -97,7 +99,9 @@ class TransformerConfig:
                 zh=f"不认识的模型结构 '{kind}'，目前支持：" + "、".join(KNOWN_MODEL_TYPES),
             )
         if config.get("hidden_act", "silu") != "silu":
-            raise ModelError(f"the activation '{config['hidden_act']}' is not known", where="config.json", fix="known: silu")
+            raise ModelError(
+                f"the activation '{config['hidden_act']}' is not known", where="config.json", fix="known: silu"
+            )
         if config.get("use_sliding_window"):
             raise ModelError("sliding-window attention is not known for this architecture", where="config.json")
         rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
@@ -279,7 +283,10 @@ class KVCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep only (or repeat) the given batch rows, an index tensor."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        keys, values = self.keys[:, rows, :, : self.length], self.values[:, rows, :, : self.length]
+        shape = (self.keys.size(0), len(rows), *self.keys.shape[2:])
+        self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
+        self.keys[..., : self.length, :], self.values[..., : self.length, :] = keys, values
 
 
 class Attention(nn.Module):
@@ -513,7 +520,7 @@ def build(config: TransformerConfig, state: Mapping[str, Tensor]) -> Transformer
     for name, tensor in given.items():
         if tuple(tensor.shape) != expected[name]:
             raise ModelError(f"the tensor '{name}' has shape {tuple(tensor.shape)}, expected {expected[name]}")
-        if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():  # the sum is cheap but may overflow
             raise ModelError(f"the tensor '{name}' holds NaN or infinite values")
     model.load_state_dict(given, strict=True, assign=True)
     model.frequencies = rotary_frequencies(config)

@@ -58,21 +58,20 @@ def tokenizer_report(
         reference: a known tokenizer, measured on the same texts. Raw UTF-8 (one byte a token) is always a yardstick.
 
     Returns:
-        Plain data: ``vocab_size``; ``fast_reason``; ``longest_tokens`` (text of the ten longest); and ``texts``, one
-        row for each text with its ``name``, ``characters``, ``bytes``, ``tokens``, ``characters_per_token``,
-        ``bytes_per_token``, ``reference_characters_per_token`` (None without a reference),
+        Plain data: ``vocab_size``; ``fast_reason``; ``longest_tokens`` (the ten longest that are not only spaces); and
+        ``texts``, one row for each text with its ``name``, ``characters``, ``bytes``, ``tokens``,
+        ``characters_per_token``, ``bytes_per_token``, ``reference_characters_per_token`` (None without a reference),
         ``raw_characters_per_token``, ``fallback_share`` (share of tokens that are single bytes of a longer character,
         or unknown), and ``vocabulary_used`` (share of the vocabulary that occurs).
     """
     rows = [measure(f"sample {name}", [text], tokenizer, reference) for name, text in SAMPLES.items()]
     rows += [measure(name, list(texts), tokenizer, reference) for name, texts in (texts_by_language or {}).items()]
-    longest = sorted((tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)), key=len, reverse=True)[
-        :10
-    ]
+    words = (tokenizer.token_bytes(index).decode("utf-8", "replace") for index in range(tokenizer.vocab_size))
+    longest = sorted((word for word in words if word.strip()), key=len, reverse=True)[:10]
     return {
         "vocab_size": tokenizer.vocab_size,
         "fast_reason": tokenizer.fast_reason,
-        "longest_tokens": [token.decode("utf-8", errors="replace") for token in longest],
+        "longest_tokens": longest,
         "texts": [row for row in rows if row["tokens"]],
     }
 
@@ -118,12 +117,13 @@ def describe(report: dict[str, Any]) -> str:
         f"vocabulary: {report['vocab_size']:,} tokens\ncharacters per token (more is better):",
         f"词表：{report['vocab_size']:,} 个词元\n每个词元的字符数（越大越好）：",
     )
-    columns = ("text", "this", "reference", "raw UTF-8", "fallback", "used")
-    lines = [head, "  {:<16}{:>8}{:>11}{:>11}{:>10}{:>8}".format(*columns)]
+    width = max([len(row["name"]) for row in report["texts"]], default=4) + 2
+    columns = f"{'this':>6}{'reference':>11}{'raw UTF-8':>11}{'fallback':>10}{'used':>8}"
+    lines = [head, f"  {'text':<{width}}{columns}"]
     for row in report["texts"]:
         other = row["reference_characters_per_token"]
         lines.append(
-            f"  {row['name']:<16}{row['characters_per_token']:>8.2f}{'-' if other is None else f'{other:.2f}':>11}"
+            f"  {row['name']:<{width}}{row['characters_per_token']:>6.2f}{'-' if other is None else f'{other:.2f}':>11}"
             f"{row['raw_characters_per_token']:>11.2f}{row['fallback_share']:>10.1%}{row['vocabulary_used']:>8.1%}"
         )
     shown = "  ".join(repr(token) for token in report["longest_tokens"][:6])

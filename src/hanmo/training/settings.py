@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hanmo.settings import option
+from hanmo.errors import UsageError
+from hanmo.settings import flag, option, parse_duration
 
 SIZES = ("nano", "micro", "mini", "small", "medium", "base", "large")
+LEAST = {  # the smallest values that make sense
+    "max_steps": 1,
+    "context": 8,
+    "batch_size": 1,
+    "micro_batch": 1,
+    "checkpoint_every": 1,
+    "weight_decay": 0,
+    "clip": 0,
+}
 
 
 @dataclass
@@ -47,3 +57,26 @@ class TrainingSettings:
     device: str = option(
         "auto", "cpu, cuda, mps or auto", zh="设备：cpu、cuda、mps 或 auto", choices=("auto", "cpu", "cuda", "mps")
     )
+
+    def check_training(self) -> None:
+        """Raise UsageError for values that cannot work, before any file is read."""
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(
+                    f"{flag(name)} is {value}, and must be {least:g} or more",
+                    zh=f"{flag(name)} 为 {value}，至少应为 {least:g}",
+                )
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise UsageError(
+                "--learning-rate must be above 0", fix="leave it out", zh="--learning-rate 必须大于 0，可省略"
+            )
+        if self.budget is None:
+            return
+        parse_duration(self.budget)
+        if self.max_steps is not None:
+            raise UsageError(
+                "--budget and --max-steps are two answers to one question",
+                fix="give only one of them",
+                zh="--budget 与 --max-steps 只能给一个",
+            )

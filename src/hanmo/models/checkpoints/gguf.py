@@ -18,6 +18,7 @@ from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES, Header, TensorInf
 from hanmo.models.checkpoints.gguf_tokenizer import read_tokenizer, special_ids
 from hanmo.models.checkpoints.weights import LoadedModel, check_size, check_vocabulary, refuse
 from hanmo.models.transformer import TransformerConfig
+from hanmo.text.tokenizer import Tokenizer
 
 ARCHITECTURES = ("llama", "qwen3")
 CHUNK_VALUES = 1 << 18  # values unpacked at a time: 1 MB, which stays in the cache of the processor
@@ -70,6 +71,16 @@ def load_gguf(path: str | Path) -> LoadedModel:
             weight = unpermute(weight, heads)
         state[target] = weight
     return LoadedModel(config, state, tokenizer, generation, str(path))
+
+
+def load_gguf_tokenizer(path: str | Path) -> Tokenizer:
+    """Read only the tokenizer of a GGUF file.
+
+    Raises:
+        ModelError: the file is damaged, or its tokenizer is of a kind that is not known.
+    """
+    path = Path(path)
+    return read_tokenizer(path, read_gguf_header(path).metadata)
 
 
 def hf_name(path: Path, name: str) -> str:

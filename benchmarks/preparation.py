@@ -2,8 +2,8 @@
 
     python benchmarks/preparation.py
 
-Method: the sources of the standard library (about 30 MB) and, where ../shared/data is present, Chinese and English books
-are prepared with a trained tokenizer of 8,192 ids; in turn with it, the `tokenizers` library encodes the same prepared
+Method: the sources of the standard library (about 30 MB) and, where ../shared/data is present, Chinese and English
+books are prepared with a trained tokenizer of 8,192 ids; in turn with it, the `tokenizers` library encodes the same
 documents with `encode_batch` and writes nothing. Medians of three. The bar: 0.7 of twice `encode_batch`.
 """
 

@@ -3,9 +3,9 @@
     python benchmarks/speedrun.py ../shared/data/tinyshakespeare/input.txt --budget 180s
 
 Runs `hanmo pretrain` as a user would (character tokenizer, the first 90 % of the characters train, the last 10 % are
-validated), and prints hardware, versions, settings and the result. nanoGPT's published recipe for a CPU ends at 1.886
-(measured in 66 s on a machine with 314 GFLOP/s); a budget of one matrix rate is not that of another, so the measured rate
-is printed beside the loss.
+validated), and prints hardware, versions, settings and the result. nanoGPT's published recipe for a CPU ends at
+1.886 (after 66 s on a machine with 314 GFLOP/s). Three minutes on one machine are not three minutes on another, so the
+measured rate is printed beside the loss.
 """
 
 from __future__ import annotations

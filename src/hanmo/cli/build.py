@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HELP = "own texts -> data, tokenizer, training, evaluation, model folder and report"
 HELP_ZH = "一条命令：数据、分词器、训练、评测、模型文件夹与报告"
 SAMPLES = 4
-SAMPLE_TOKENS = 80
+SAMPLE_CHARACTERS = 240
 
 
 @dataclass
@@ -39,12 +39,13 @@ def write_samples(model: LanguageModel, trained: TrainedRun) -> list[Sample]:
     from hanmo.evaluation.report import Sample
 
     split = "test" if trained.corpus.num_documents("test") else "validation"
-    length = max(4, min(24, model.context_length // 4))
+    length = max(4, min(32, model.context_length // 4))
     prompts = []
     for document in islice(trained.corpus.documents(split), SAMPLES):
         ids = model.tokenizer.encode(document[:2000])[:length]
         prompts.append(model.tokenizer.decode(ids))
-    room = min(SAMPLE_TOKENS, model.context_length - 2 * length)
+    tokens = int(SAMPLE_CHARACTERS / trained.tokens.manifest["report"]["characters_per_token"])
+    room = min(tokens, model.context_length - 2 * length)
     completions = model.generate(prompts, max_new_tokens=max(8, room), temperature=0.7, top_p=0.95, seed=0)
     return [Sample(prompts[completion.index], completion.text) for completion in completions]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from hanmo.training.plan import Plan
 
 TOKENIZER_SAMPLE = 64_000_000  # bytes of text that a tokenizer learns from: more changes few merges
-CHINESE_VOCABULARY = 4  # times as many entries: a Chinese text has thousands of characters
 
 
 @dataclass
@@ -137,33 +138,31 @@ def prepare_corpus(paths: list[str], settings: DataSettings, folder: Path) -> Co
 
 
 def spread(corpus: Corpus, max_bytes: int) -> Iterator[str]:
-    """Training documents for the tokenizer: all of them, or every k-th so that about ``max_bytes`` pass."""
+    """Training text for the tokenizer: all of it, or every k-th piece so that about ``max_bytes`` pass."""
     every = max(1, -(-corpus.num_bytes("train") // max_bytes))
-    for index, document in enumerate(corpus.documents("train")):
-        if index % every == 0:
-            yield document
+    return (text for text, _ in islice(corpus.pieces("train"), 0, None, every))
 
 
-def vocabulary_for(corpus: Corpus, size: str) -> tuple[int, str]:
-    """How many tokens suit a model size and the languages of the corpus, and why."""
-    from hanmo.training.plan import LADDER
+def make_tokenizer(
+    corpus: Corpus, settings: TokenizerSettings, resolution: Resolution, size: str, seen: float = math.inf
+) -> Tokenizer:
+    """Train the tokenizer on the training split, or load the one that was named.
 
-    vocabulary = LADDER[size].vocabulary
-    chinese = corpus.report["languages"].get("zh", 0.0)
-    if chinese > 0.3:
-        return vocabulary * CHINESE_VOCABULARY, f"suits the size; {chinese:.0%} of the text is Chinese"
-    return vocabulary, "suits the size: the embedding should not outweigh the blocks"
-
-
-def make_tokenizer(corpus: Corpus, settings: TokenizerSettings, resolution: Resolution, size: str) -> Tokenizer:
-    """Train the tokenizer on the training split, or load the one that was named."""
+    Args:
+        size: of the model it is for.
+        seen: tokens that the model will see in training; a short training wants a small vocabulary.
+    """
     from hanmo.text.training import train_bpe, train_char
+    from hanmo.training.plan import choose_vocabulary
 
     if settings.tokenizer == "char":
         return train_char(spread(corpus, TOKENIZER_SAMPLE))
     if settings.tokenizer != "bpe":
         return named_tokenizer(settings.tokenizer)
-    resolution.compute(settings, "vocab_size", *vocabulary_for(corpus, size))
+    chinese = corpus.report["languages"].get("zh", 0.0)
+    resolution.compute(
+        settings, "vocab_size", *choose_vocabulary(size, corpus.num_bytes("train"), seen, chinese_share=chinese)
+    )
     assert settings.vocab_size is not None
     return train_bpe(spread(corpus, TOKENIZER_SAMPLE), settings.vocab_size)
 
@@ -216,7 +215,7 @@ def train_run(paths: list[str], settings: RoadSettings) -> TrainedRun:
     rate = dial.measure_matrix_rate(device)
     corpus = prepare_corpus(paths, settings, run / "data")
     size = dial.choose_size(settings, resolution, rate)
-    tokenizer = make_tokenizer(corpus, settings, resolution, size)
+    tokenizer = make_tokenizer(corpus, settings, resolution, size, dial.tokens_seen(settings, size, rate))
     tokens = corpus.tokenize(tokenizer)
     held_out = [tokens.num_tokens(split) for split in ("validation", "test") if tokens.num_tokens(split)]
     plan = dial.make_plan(

@@ -19,15 +19,23 @@ STYLE = """
 }
 body { margin: 2.5rem auto; max-width: 54rem; padding: 0 1.2rem; background: var(--paper); color: var(--ink);
   font: 16px/1.6 system-ui, "Noto Sans SC", "PingFang SC", "Microsoft YaHei", sans-serif; }
-h1 { font-size: 1.9rem; margin-bottom: 0; } h2 { margin-top: 2.4rem; font-size: 1.15rem; border-bottom: 1px solid var(--line); }
+h1 { font-size: 1.9rem; margin-bottom: 0; }
+h2 { margin-top: 2.4rem; font-size: 1.15rem; border-bottom: 1px solid var(--line); }
 p.verdict { font-size: 1.1rem; border-left: 3px solid var(--seal); padding-left: 1rem; }
-.soft { color: var(--soft); font-size: .9rem; } code, pre { font: .85rem/1.5 ui-monospace, Menlo, monospace; }
-table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .3rem .8rem .3rem 0;
-  border-bottom: 1px solid var(--line); vertical-align: top; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-tr.best td { font-weight: 600; } pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 2px solid var(--line);
-  padding-left: 1rem; } pre b { color: var(--seal); font-weight: 600; } svg { width: 100%; height: auto; }
-svg text { fill: var(--soft); font-size: 12px; } .train { stroke: var(--blue); fill: none; stroke-width: 1.2; opacity: .55; }
-.validation { stroke: var(--seal); fill: none; stroke-width: 2; } .grid { stroke: var(--line); }
+.soft { color: var(--soft); font-size: .9rem; }
+code, pre { font: .85rem/1.5 ui-monospace, Menlo, monospace; }
+code { overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; }
+td, th { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+tr.best td { font-weight: 600; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 2px solid var(--line); padding-left: 1rem; }
+pre b { color: var(--seal); font-weight: 600; }
+svg { width: 100%; height: auto; }
+svg text { fill: var(--soft); font-size: 12px; }
+.train { stroke: var(--blue); fill: none; stroke-width: 1.2; opacity: .55; }
+.validation { stroke: var(--seal); fill: none; stroke-width: 2; }
+.grid { stroke: var(--line); }
 """
 
 
@@ -121,8 +129,8 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
         shown = f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else "–"
         mark = " class=best" if row["bits_per_byte"] == best else ""
         lines.append(
-            f"<tr{mark}><td>{escape(row['name'])}</td><td class=n>{row['bits_per_byte']:.3f}</td><td class=n>{shown}</td>"
-            f"<td class=n>{row['perplexity']:,.2f}</td><td class=n>{row['loss']:.4f}</td></tr>"
+            f"<tr{mark}><td>{escape(row['name'])}</td><td class=n>{row['bits_per_byte']:.3f}</td>"
+            f"<td class=n>{shown}</td><td class=n>{row['perplexity']:,.2f}</td><td class=n>{row['loss']:.4f}</td></tr>"
         )
     row = rows[0]
     note = (
@@ -205,16 +213,16 @@ def loss_curve(log: Sequence[dict[str, Any]], width: int = 860, height: int = 30
     for step in range(5):
         value = low + span * step / 4
         y = bottom - (bottom - top) * step / 4
-        lines.append(
-            f"<line class=grid x1={left} x2={right} y1={y:.1f} y2={y:.1f} /><text x=4 y={y + 4:.1f}>{value:.2f}</text>"
-        )
+        lines.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" />')
+        lines.append(f'<text x="4" y="{y + 4:.1f}">{value:.2f}</text>')
     for step in range(5):
         x = left + (right - left) * step / 4
         anchor = "end" if step == 4 else "middle"
         lines.append(f"<text x={x:.1f} y={height - 12} text-anchor={anchor}>{human_count(most * step / 4)}</text>")
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss over tokens">{"".join(lines)}'
-        f'<polyline class=train points="{path(train)}" /><polyline class=validation points="{path(validation)}" /></svg>'
+        f'<polyline class="train" points="{path(train)}" />'
+        f'<polyline class="validation" points="{path(validation)}" /></svg>'
         "<p class=soft>nats per token over training tokens · 训练词元数与每词元损失: thin blue · 细蓝 training · 训练, "
         "red · 红 validation · 验证</p>"
     )

@@ -216,17 +216,17 @@ def training_memory_bytes(config: TransformerConfig, batch_size: int, length: in
 def rotary_frequencies(config: TransformerConfig) -> Tensor:
     """Angle per position of each pair of head dimensions, float32 ``[N/2]``, rescaled as the model asks."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
+    frequencies: Tensor = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling or {}
     kind = scaling.get("rope_type", "default")
     if kind == "linear":
-        return frequencies / scaling["factor"]
+        return frequencies / float(scaling["factor"])
     if kind == "llama3":  # slow rotations are stretched, fast ones kept, those between are blended
         wavelength = 2 * math.pi / frequencies
         old = scaling["original_max_position_embeddings"]
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        blend = ((old / wavelength - low) / (high - low)).clamp(0, 1)
-        return (1 - blend) * frequencies / scaling["factor"] + blend * frequencies
+        blend: Tensor = ((old / wavelength - low) / (high - low)).clamp(0, 1)
+        return (1 - blend) * frequencies / float(scaling["factor"]) + blend * frequencies
     return frequencies
 
 
@@ -476,7 +476,7 @@ class Transformer(nn.Module):
         x_MD = self.hidden(ids_BT).flatten(0, 1)
         targets_M = targets_BT.flatten()
         total = x_MD.new_zeros(())
-        for x_D, target in zip(x_MD.split(chunk), targets_M.split(chunk), strict=True):
+        for x_D, target in zip(torch.split(x_MD, chunk), torch.split(targets_M, chunk), strict=True):
             logits = F.linear(x_D, self.output_weight).float()
             total = total + F.cross_entropy(logits, target, reduction="sum", ignore_index=-1)
         return total

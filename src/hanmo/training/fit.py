@@ -1,8 +1,8 @@
 """The trainer: one loop for every objective.
 
-A run has a *horizon*, a number of steps or a time, and everything that changes during training (rate, evaluations) is a
-function of the fraction of it that is done. With a number of steps a run is a function of its seed: stopping, or killing,
-and resuming it gives the same weights bit for bit. With a time, the clock decides how many steps fit.
+A run has a *horizon*, a number of steps or a time, and everything that changes during training (rate, evaluations) is
+a function of the fraction of it that is done. With a number of steps a run is a function of its seed: stopping, or
+killing, and resuming it gives the same weights bit for bit. With a time, the clock decides how many steps fit.
 """
 
 from __future__ import annotations

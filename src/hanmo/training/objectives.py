@@ -65,7 +65,7 @@ class CausalLanguageModeling:
                 raise DataError(
                     f"the {name} split has {len(split)} tokens, one window needs {context + 1}",
                     fix=f"add text, or train with --context {max(8, (len(split) - 1) // 2)}",
-                    zh=f"{name} 部分只有 {len(split)} 个词元，一个窗口需要 {context + 1} 个；请增加文本或减小 --context",
+                    zh=f"{name} 部分只有 {len(split)} 个词元，不足一个窗口（{context + 1}）；增加文本或减小 --context",
                 )
         self.train, self.validation = train, validation
         self.context, self.batch_size, self.micro_batch, self.seed = context, batch_size, micro_batch, seed

@@ -1,9 +1,9 @@
 """The dial: from a budget and a corpus to size, vocabulary, context, batch and horizon, each with its reason.
 
-The rule behind it: a budget of seconds on a machine of a known speed is a number of operations; a model of P parameters
-costs about 6 P operations per token; and a model is worth its size only if it sees enough tokens per parameter. Chinchilla
-(Hoffmann et al. 2022) found 20 to be optimal when one pass decides; for budgets of minutes, where a small corpus is read
-several times, fewer tokens per parameter were better here (see ``benchmarks/results/dial.md``).
+The rule behind the size: a budget of seconds on a machine of a known speed is a number of operations; a model of P
+parameters costs about 6 P operations per token; and a model is worth its size only if it sees enough tokens per
+parameter. Chinchilla (Hoffmann et al. 2022) found 20 to be optimal when one pass decides; for budgets of minutes, where
+the overhead of small matrices counts too, fewer were better here (see ``benchmarks/results/dial.md``).
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ LADDER = dict(
 )
 TOKENS_PER_PARAMETER = 3.0
 MAX_EPOCHS = 10.0  # beyond about ten passes a small model learns its corpus by heart instead of its language
+BYTE_VOCABULARY = 260  # 256 bytes and the control tokens
+BYTE_PASSES = 0.5  # below so many passes over the text, single bytes beat pairs
+BYTES_PER_TOKEN = 2.5  # of English and code with about a thousand entries
+CHINESE_VOCABULARY = 4  # times as many entries: a Chinese text has thousands of characters
 DEFAULT_BUDGET = 180.0
 MATRIX_RATE = 0.03  # Muon's peak rate at width 128
 
@@ -198,6 +202,35 @@ def choose_size(settings: TrainingSettings, resolution: Resolution, rate: float)
     resolution.compute(settings, "size", best, reason)
     assert settings.size is not None
     return settings.size
+
+
+def tokens_seen(settings: TrainingSettings, size: str, rate: float) -> float:
+    """Tokens that a model of this size sees within the budget or the number of steps."""
+    rung = LADDER[size]
+    if settings.max_steps is not None:
+        return float(settings.max_steps * rung.batch_tokens)
+    config = model_config(size, rung.vocabulary, rung.context)
+    return speed_of(size, config, rung.context, rate) * horizon_seconds(settings)
+
+
+def choose_vocabulary(size: str, text_bytes: int, seen: float, *, chinese_share: float) -> tuple[int, str]:
+    """How many entries the tokenizer should have, and the reason.
+
+    A large vocabulary packs more text into each token, but its thousands of embeddings must each be learnt. Where the
+    budget reads only a small part of the text, single bytes are learnt best (``benchmarks/results/dial.md``).
+
+    Args:
+        text_bytes: of the training split.
+        seen: tokens the model will see.
+        chinese_share: share of Chinese text, which has thousands of characters.
+    """
+    vocabulary = LADDER[size].vocabulary
+    passes = seen * BYTES_PER_TOKEN / text_bytes
+    if chinese_share > 0.3:
+        return vocabulary * CHINESE_VOCABULARY, f"suits the size; {chinese_share:.0%} of the text is Chinese"
+    if passes < BYTE_PASSES:
+        return BYTE_VOCABULARY, f"single bytes: the budget reads about {passes:.0%} of the text, too little for words"
+    return vocabulary, "suits the size: the embedding should not outweigh the blocks"
 
 
 def horizon_seconds(settings: TrainingSettings) -> float:

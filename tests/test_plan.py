@@ -1,0 +1,104 @@
+"""The dial: what a budget, a machine and a corpus give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hanmo.models.transformer import Transformer, num_parameters, training_memory_bytes
+from hanmo.settings import Resolution
+from hanmo.training import plan as dial
+from hanmo.training.settings import SIZES, TrainingSettings
+
+RATE = 200e9
+
+
+def planned(settings: TrainingSettings, *, train_tokens: int = 10_000_000, held_out: int = 100_000) -> dial.Plan:
+    resolution = Resolution()
+    dial.choose_size(settings, resolution, RATE)
+    plan = dial.make_plan(
+        settings, resolution, vocab_size=1024, train_tokens=train_tokens, held_out_tokens=held_out, rate=RATE
+    )
+    assert all(choice.reason for choice in resolution.choices)
+    return plan
+
+
+def test_every_size_is_a_network_and_they_grow() -> None:
+    configs = [dial.model_config(size, 1024, 256) for size in SIZES]
+    counts = [num_parameters(config) for config in configs]
+    assert counts == sorted(counts) and len(set(counts)) == len(SIZES)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Transformer(configs[-1]).parameters()) == counts[-1]
+
+
+def test_a_larger_budget_never_chooses_a_smaller_model() -> None:
+    sizes = []
+    for budget in ("30s", "3min", "30min", "5h", "48h", "1000h"):
+        settings = TrainingSettings(budget=budget)
+        dial.choose_size(settings, Resolution(), RATE)
+        assert settings.size is not None
+        sizes.append(SIZES.index(settings.size))
+    assert sizes == sorted(sizes) and sizes[0] == 0 and sizes[-1] > 3
+
+
+def test_what_the_user_says_is_kept() -> None:
+    settings = TrainingSettings(size="mini", context=64, batch_size=5, learning_rate=0.007, budget="1min")
+    plan = planned(settings)
+    assert (plan.config.hidden_size, plan.config.max_position_embeddings, plan.batch_size) == (256, 64, 5)
+    assert plan.optimizer.matrix_rate == 0.007 and plan.seconds == 60
+
+
+def test_steps_replace_the_budget() -> None:
+    plan = planned(TrainingSettings(max_steps=7, size="nano"))
+    assert plan.steps == 7 and plan.seconds is None
+    assert plan.tokens == 7 * plan.batch_size * plan.config.max_position_embeddings
+
+
+def test_a_short_corpus_shortens_context_and_horizon(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(TrainingSettings(size="nano", budget="1h"), train_tokens=20_000, held_out=100)
+    assert plan.config.max_position_embeddings == 99
+    assert plan.seconds is not None and plan.seconds < 3600
+    assert "are enough" in capsys.readouterr().err
+
+
+def test_micro_batches_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dial.model_config("small", 4096, 256)
+    monkeypatch.setattr(dial, "available_memory", lambda: 4 * training_memory_bytes(config, 4, 256))
+    micro, reason = dial.choose_micro_batch(config, 64, 256)
+    assert 4 <= micro < 64 and "memory" in reason
+    monkeypatch.setattr(dial, "available_memory", lambda: 0)
+    assert dial.choose_micro_batch(config, 64, 256)[0] == 1
+
+
+def test_short_budgets_read_bytes_and_chinese_gets_more_entries() -> None:
+    few, why = dial.choose_vocabulary("nano", 30_000_000, 3e6, chinese_share=0.0)
+    assert few == 260 and "25%" in why
+    many, _ = dial.choose_vocabulary("nano", 3_000_000, 3e6, chinese_share=0.0)
+    chinese, why = dial.choose_vocabulary("nano", 3_000_000, 3e6, chinese_share=0.9)
+    assert few < many < chinese and "90%" in why
+
+
+def test_the_machine_is_measured() -> None:
+    rate = dial.measure_matrix_rate(torch.device("cpu"), windows=2, seconds=0.02)
+    assert 1e8 < rate < 1e15
+    assert 1e6 < dial.available_memory() < 1e14
+
+
+def test_memory_estimate_is_near_the_truth() -> None:
+    """Bytes that autograd really keeps for the backward pass, beside the formula's activations."""
+    config = dial.model_config("micro", 512, 128)
+    model = Transformer(config)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(4, 128, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model.loss(ids, ids)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    measured = sum(size for pointer, size in kept.items() if pointer not in parameters)
+    estimated = training_memory_bytes(config, 4, 128) - 16 * num_parameters(config)
+    assert loss.requires_grad and 0.6 < estimated / measured < 1.6

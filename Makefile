@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test install install-test lint clean
 
 demo: install
-	$(BIN)/hanmo build --out runs/demo --budget 3min --overwrite
+	$(BIN)/hanmo build --out runs/demo --budget 225s --overwrite
 	@echo
 	$(BIN)/hanmo generate runs/demo "def read_file(path):" --max-new-tokens 60 --temperature 0.5 --seed 1
 

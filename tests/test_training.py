@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from hanmo.errors import DataError, Interrupted, ModelError, ResourceError, UsageError
+from hanmo.evaluation.report import read_log
 from hanmo.models.transformer import Transformer, TransformerConfig
 from hanmo.training import checkpoint as checkpoints
 from hanmo.training.checkpoint import TrainingState, load_newest, run_lock, save_checkpoint
@@ -169,6 +170,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=4, checkpoint_every=2, recipe="one").fit()
     with pytest.raises(ModelError, match="another recipe"):
         trainer(tmp_path, max_steps=4, recipe="two", resume=True).fit()
+
+
+def test_a_log_with_repeated_steps_reads_as_one_run(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "validation_loss": 2.5}]
+    again = [{"step": 2, "loss": 2.0}, {"step": 2, "validation_loss": 2.5}, {"step": 3, "loss": 1.0}]
+    text = "\n".join(json.dumps(entry) for entry in lines) + '\n{"step": 3, "lo\n'
+    log.write_text(text + "\n".join(json.dumps(entry) for entry in again) + "\n")
+    assert read_log(log) == [lines[0], *again]
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:

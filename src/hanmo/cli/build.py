@@ -11,6 +11,7 @@ from hanmo.cli.outcome import Outcome
 from hanmo.cli.road import RoadSettings, TrainedRun, train_run, versions
 from hanmo.folder import write_json
 from hanmo.language import pick
+from hanmo.progress import human_time
 from hanmo.settings import argument, notice
 
 if TYPE_CHECKING:
@@ -50,6 +51,21 @@ def write_samples(model: LanguageModel, trained: TrainedRun) -> list[Sample]:
     return [Sample(prompts[completion.index], completion.text) for completion in completions]
 
 
+def advice(difference: float, seconds: float) -> list[str]:
+    """Which budget would do, where the model is behind the 5-gram model by ``difference`` bits per byte."""
+    from hanmo.training.plan import enough_seconds
+
+    if difference < 0:
+        return []
+    enough = human_time(enough_seconds(seconds, difference))
+    return [
+        pick(
+            f"The text is too large for this budget: about {enough} (hours:minutes:seconds) of training should do.",
+            f"这个预算对这些文本来说太短：训练约 {enough}（时:分:秒）应可胜过 5 元模型。",
+        )
+    ]
+
+
 def run(settings: BuildSettings) -> Outcome:
     """Walk the whole road and write the report."""
     from hanmo.evaluation.baselines import evaluate_with_baselines
@@ -67,6 +83,7 @@ def run(settings: BuildSettings) -> Outcome:
     evaluated_at = time.monotonic()
     samples = write_samples(model, trained)
     result = trained.result
+    verdict = " ".join([evaluation.comparison.sentence(), *advice(evaluation.comparison.difference, result.seconds)])
     timings = {
         pick("data and tokenizer", "数据与分词器"): trained_at - start - result.seconds,
         pick("training", "训练"): result.seconds,
@@ -80,7 +97,7 @@ def run(settings: BuildSettings) -> Outcome:
         plan=trained.plan.rows() | {pick("measured speed", "实测速度"): f"{result.tokens_per_second:,.0f} tok/s"},
         log=read_log(trained.run / "log.jsonl"),
         evaluation=evaluation.as_dict(),
-        verdict=evaluation.comparison.sentence(),
+        verdict=verdict,
         samples=samples,
         timings=timings,
         settings=trained.record["settings"],
@@ -91,6 +108,8 @@ def run(settings: BuildSettings) -> Outcome:
     page.write_text(render(content), encoding="utf-8")
     write_json(trained.run / "evaluation.json", evaluation.as_dict())
     notice(evaluation.describe())
+    for line in advice(evaluation.comparison.difference, result.seconds):
+        notice(line)
     data = {
         "run": str(trained.run),
         "model": str(trained.model_folder),

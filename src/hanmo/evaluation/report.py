@@ -77,13 +77,20 @@ class ReportContent:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a run's log; a last line cut off by a kill is left out."""
-    entries = []
+    """The entries of a run's log, as if it had never been interrupted.
+
+    A line that a kill cut off is left out; so are steps that were done again after a resumption.
+    """
+    entries: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if "loss" in entry:
+            while entries and entries[-1]["step"] >= entry["step"]:
+                entries.pop()
+        entries.append(entry)
     return entries
 
 

@@ -119,4 +119,6 @@ class Optimizer:
         for name, parameter in self.others.items():
             state = {key: tensors.get(f"adamw.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if all(value is not None for value in state.values()):
-                self.adamw.state[parameter] = {key: value.clone() for key, value in state.items() if value is not None}
+                self.adamw.state[parameter] = {
+                    key: value.to(parameter.device, copy=True) for key, value in state.items() if value is not None
+                }

@@ -71,6 +71,7 @@ BYTE_VOCABULARY = 260  # 256 bytes and the control tokens
 BYTE_PASSES = 0.5  # below so many passes over the text, single bytes beat pairs
 BYTES_PER_TOKEN = 2.5  # of English and code with about a thousand entries
 CHINESE_VOCABULARY = 4  # times as many entries: a Chinese text has thousands of characters
+GAIN_PER_DOUBLING = 0.15  # bits per byte, for budgets of minutes
 DEFAULT_BUDGET = 180.0
 MATRIX_RATE = 0.03  # Muon's peak rate at width 128
 
@@ -236,6 +237,14 @@ def choose_vocabulary(size: str, text_bytes: int, seen: float, *, chinese_share:
 def horizon_seconds(settings: TrainingSettings) -> float:
     """The budget in seconds; the default where none is given."""
     return parse_duration(settings.budget) if settings.budget else DEFAULT_BUDGET
+
+
+def enough_seconds(seconds: float, gap: float) -> float:
+    """About how long a training should have been to be better by ``gap`` bits per byte.
+
+    Each doubling of a short budget gained about the same (``benchmarks/results/dial.md``); a rule of thumb, not a law.
+    """
+    return seconds * math.pow(2.0, gap / GAIN_PER_DOUBLING)
 
 
 def make_plan(

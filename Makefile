@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install install-test lint clean
+.PHONY: demo test install install-test lint clean virtualenv
 
 demo: install
 	$(BIN)/hanmo build --out runs/demo --budget 225s --overwrite
@@ -25,10 +25,16 @@ install-test: $(VENV)/installed-test
 
 # constraints.txt pins the versions this project is tested with; torch comes first, so that nothing pulls another build
 $(VENV)/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || ($(PYTHON) -m pip install --quiet virtualenv && $(PYTHON) -m virtualenv --quiet $(VENV))
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || $(MAKE) virtualenv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	touch $@
+
+# for a Python without ensurepip (Debian splits it off): virtualenv from a folder of its own, so that no system is touched
+virtualenv:
+	$(PYTHON) -m pip install --quiet --target $(VENV)-tools virtualenv
+	PYTHONPATH=$(VENV)-tools $(PYTHON) -m virtualenv --quiet $(VENV)
+	rm -rf $(VENV)-tools
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'

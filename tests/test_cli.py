@@ -505,3 +505,18 @@ def test_the_verbs_are_the_documented_ones() -> None:
         module = cli.load_verb(verb)
         assert module.HELP and module.HELP_ZH and module.run.__doc__
         assert cli.settings_class(module).__doc__
+
+
+def test_a_second_process_cannot_touch_a_run_that_is_being_written(tmp_path: Path) -> None:
+    from hanmo.training.checkpoint import run_lock
+
+    out = tmp_path / "run"
+    (out / "checkpoints" / "step-00000001").mkdir(parents=True)
+    for name in ("settings.json", "log.jsonl"):
+        (out / name).write_text("{}\n")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    (tmp_path / "a.txt").write_text("words and more words, line after line\n" * 200)
+    with run_lock(out):
+        code = main(["pretrain", str(tmp_path / "a.txt"), "--out", str(out), "--max-steps", "3", "--overwrite"])
+    assert code == 2
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"} == before

@@ -143,11 +143,10 @@ def test_first_copies() -> None:
     assert first_copies(digests).tolist() == [0, 1, 0, 3, 1, 0]
 
 
-def test_default_shares_grow_for_small_corpora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_shares_grow_for_small_corpora(tmp_path: Path) -> None:
     corpus = prepare([write(tmp_path / "a.txt", book(400))], tmp_path / "out")
     assert corpus.report["split"]["validation_share"] == 0.05
     assert "corpus is small" in corpus.report["split"]["reason"]
-    assert "corpus is small" in capsys.readouterr().err
     corpus = prepare([tmp_path / "a.txt"], tmp_path / "out", DataSettings(validation_share=0.1, test_share=0.1))
     assert corpus.report["split"]["reason"] == ""
 
@@ -274,7 +273,8 @@ def test_an_unchanged_corpus_is_reused_and_a_stale_one_never(
     for message, change in changes:
         change()
         corpus = prepare([tmp_path / "in"], out)
-        assert f"{message}; preparing it again" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert message in told and "preparing it again" in told
         assert stamp(out) != made
         made = stamp(out)
         seen.add(corpus.fingerprint)

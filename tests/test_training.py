@@ -20,6 +20,7 @@ import torch
 from hanmo.errors import DataError, Interrupted, ModelError, ResourceError, UsageError
 from hanmo.evaluation.report import read_log
 from hanmo.models.transformer import Transformer, TransformerConfig
+from hanmo.progress import RunLog
 from hanmo.training import checkpoint as checkpoints
 from hanmo.training.checkpoint import TrainingState, load_newest, run_lock, save_checkpoint
 from hanmo.training.fit import FitSettings, Trainer, rate_scale
@@ -176,8 +177,11 @@ def test_a_log_with_repeated_steps_reads_as_one_run(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "validation_loss": 2.5}]
     again = [{"step": 2, "loss": 2.0}, {"step": 2, "validation_loss": 2.5}, {"step": 3, "loss": 1.0}]
-    text = "\n".join(json.dumps(entry) for entry in lines) + '\n{"step": 3, "lo\n'
-    log.write_text(text + "\n".join(json.dumps(entry) for entry in again) + "\n")
+    log.write_text("\n".join(json.dumps(entry) for entry in lines) + '\n{"step": 3, "lo')
+    continued = RunLog(log)  # the line that the kill cut off must not swallow the next one
+    for entry in again:
+        continued.write(**entry)
+    continued.close()
     assert read_log(log) == [lines[0], *again]
 
 
@@ -245,6 +249,23 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
     found = load_newest(tmp_path)
     assert found is not None and found.state.step == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_a_checkpoint_without_its_manifest_is_passed_over(tmp_path: Path) -> None:
+    write_two(tmp_path)
+    (tmp_path / "step-00000002" / "hanmo.json").unlink()
+    found = load_newest(tmp_path)
+    assert found is not None and found.state.step == 1
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000001.tmp-999999").mkdir(parents=True)
+    write_two(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_a_budget_ends_after_enough_tokens(tmp_path: Path) -> None:
+    assert trainer(tmp_path, budget_seconds=1e6, max_tokens=1280).fit().steps == 10
 
 
 def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:

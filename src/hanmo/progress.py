@@ -7,12 +7,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
-
-T = TypeVar("T")
+from typing import IO, Any
 
 
 def human_bytes(count: float) -> str:
@@ -123,20 +120,15 @@ class Progress:
             self.stream.write("\n")
 
 
-def track(items: Iterable[T], label: str, total: int | None = None, unit: str = "") -> Iterator[T]:
-    """Yield ``items`` and show how many have passed."""
-    with Progress(label, total, unit) as progress:
-        for count, item in enumerate(items, start=1):
-            yield item
-            progress.update(count)
-
-
 class RunLog:
     """The log of a run: one JSON object per line, flushed as it is written, so that a killed run keeps its log."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # a kill cut off the last line
         self.stream = path.open("a", encoding="utf-8")
+        if torn:
+            self.stream.write("\n")
 
     def write(self, **entry: Any) -> None:
         """Append one entry."""

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanmo.cli.outcome import Outcome
-from hanmo.cli.road import RoadSettings, TrainedRun, train_run, versions
+from hanmo.cli.road import RoadSettings, TrainedRun, open_run, train_run, versions
 from hanmo.folder import write_json
 from hanmo.language import pick
-from hanmo.progress import human_time
 from hanmo.settings import argument, notice
 
 if TYPE_CHECKING:
+    from hanmo.evaluation.comparison import Comparison
     from hanmo.evaluation.report import Sample
     from hanmo.inference.engine import LanguageModel
+    from hanmo.training.plan import Plan
 
 HELP = "own texts -> data, tokenizer, training, evaluation, model folder and report"
 HELP_ZH = "一条命令：数据、分词器、训练、评测、模型文件夹与报告"
 SAMPLES = 4
 SAMPLE_CHARACTERS = 240
+FAR_BEHIND = 0.5  # bits per byte; beyond, the rule of thumb for longer budgets says nothing
 
 
 @dataclass
@@ -44,36 +48,50 @@ def write_samples(model: LanguageModel, trained: TrainedRun) -> list[Sample]:
     prompts = []
     for document in islice(trained.corpus.documents(split), SAMPLES):
         ids = model.tokenizer.encode(document[:2000])[:length]
-        prompts.append(model.tokenizer.decode(ids))
+        prompts.append(model.tokenizer.decode(ids).rstrip("\ufffd"))  # a cut may fall inside a character
     tokens = int(SAMPLE_CHARACTERS / trained.tokens.manifest["report"]["characters_per_token"])
     room = min(tokens, model.context_length - 2 * length)
     completions = model.generate(prompts, max_new_tokens=max(8, room), temperature=0.7, top_p=0.95, seed=0)
     return [Sample(prompts[completion.index], completion.text) for completion in completions]
 
 
-def advice(difference: float, seconds: float) -> list[str]:
-    """Which budget would do, where the model is behind the 5-gram model by ``difference`` bits per byte."""
+def advice(comparison: Comparison, plan: Plan) -> str:
+    """What to change where the 5-gram model is clearly better than the model; empty where it is not."""
     from hanmo.training.plan import enough_seconds
 
-    if difference < 0:
-        return []
-    enough = human_time(enough_seconds(seconds, difference))
-    return [
-        pick(
-            f"The text is too large for this budget: about {enough} (hours:minutes:seconds) of training should do.",
-            f"这个预算对这些文本来说太短：训练约 {enough}（时:分:秒）应可胜过 5 元模型。",
+    if comparison.difference <= 0 or not comparison.significant or plan.seconds is None:
+        return ""
+    if plan.capped:
+        return pick(
+            "There is too little text for a neural model of its own: add text, or use the 5-gram model.",
+            "文本太少，不足以单独训练神经模型：请增加文本，或使用 5 元模型。",
         )
-    ]
+    if comparison.difference > FAR_BEHIND:
+        return pick(
+            "This budget is far too short for this text: give hours instead of minutes.",
+            "这个预算对这些文本来说远远不够：请以小时而非分钟计。",
+        )
+    minutes = math.ceil(enough_seconds(plan.seconds, comparison.difference) / 60) + 1
+    return pick(
+        f"The text is too large for this budget: try --budget {minutes}min.",
+        f"这个预算对这些文本来说太短：请试试 --budget {minutes}min。",
+    )
 
 
 def run(settings: BuildSettings) -> Outcome:
     """Walk the whole road and write the report."""
+    with open_run(settings.paths, settings) as folder:
+        return build(folder, settings)
+
+
+def build(folder: Path, settings: BuildSettings) -> Outcome:
+    """Train, evaluate and report in the folder that this process holds."""
     from hanmo.evaluation.baselines import evaluate_with_baselines
     from hanmo.evaluation.report import ReportContent, read_log, render
     from hanmo.inference.loading import load
 
     start = time.monotonic()
-    trained = train_run(settings.paths, settings)
+    trained = train_run(folder, settings.paths, settings)
     trained_at = time.monotonic()
     model = load(trained.model_folder)
     split = "test" if trained.corpus.num_documents("test") else "validation"
@@ -83,7 +101,8 @@ def run(settings: BuildSettings) -> Outcome:
     evaluated_at = time.monotonic()
     samples = write_samples(model, trained)
     result = trained.result
-    verdict = " ".join([evaluation.comparison.sentence(), *advice(evaluation.comparison.difference, result.seconds)])
+    hint = advice(evaluation.comparison, trained.plan)
+    verdict = f"{evaluation.comparison.sentence()}. {hint}".strip()
     timings = {
         pick("data and tokenizer", "数据与分词器"): trained_at - start - result.seconds,
         pick("training", "训练"): result.seconds,
@@ -108,8 +127,8 @@ def run(settings: BuildSettings) -> Outcome:
     page.write_text(render(content), encoding="utf-8")
     write_json(trained.run / "evaluation.json", evaluation.as_dict())
     notice(evaluation.describe())
-    for line in advice(evaluation.comparison.difference, result.seconds):
-        notice(line)
+    if hint:
+        notice(hint)
     data = {
         "run": str(trained.run),
         "model": str(trained.model_folder),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from hanmo.cli.outcome import Outcome
+from hanmo.errors import DataError, UsageError
 from hanmo.inference.settings import GenerationSettings
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, argument, notice, option
@@ -63,6 +64,11 @@ class Conversation:
             notice(pick(f"({dropped} oldest messages no longer fit)", f"（最早的 {dropped} 条消息已超出上下文）"))
         return ids
 
+    def take_back(self) -> None:
+        """Forget a line that could not be answered."""
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+
     def answered(self, text: str) -> None:
         """Remember the model's answer."""
         if self.is_chat:
@@ -99,11 +105,8 @@ def run(settings: ChatSettings) -> Outcome | None:
     conversation = Conversation(model, settings.system)
     interactive = sys.stdin.isatty()
     if interactive:
-        kind = (
-            pick("", "")
-            if conversation.is_chat
-            else pick(" (a base model: it continues your text)", "（基础模型：续写你的文本）")
-        )
+        base = pick(" (a base model: it continues your text)", "（基础模型：续写你的文本）")
+        kind = "" if conversation.is_chat else base
         notice(f"{model.name}{kind}")
         notice(
             pick(
@@ -124,5 +127,9 @@ def run(settings: ChatSettings) -> Outcome | None:
         if line.strip() == "/reset":
             conversation.reset()
         elif line.strip():
-            turns.append({"prompt": line, "answer": answer(conversation, line, settings)})
+            try:
+                turns.append({"prompt": line, "answer": answer(conversation, line, settings)})
+            except (UsageError, DataError) as error:  # a line that is too long must not end the conversation
+                notice(str(error))
+                conversation.take_back()
     return Outcome({"turns": turns}, "") if settings.json else None

@@ -61,7 +61,8 @@ def inspect_torch() -> dict[str, Any]:
     """What torch offers here: devices, threads and the measured matrix rate."""
     import torch
 
-    from hanmo.training.plan import available_memory, measure_matrix_rate
+    from hanmo.models.device import available_memory
+    from hanmo.training.plan import measure_matrix_rate
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -9,6 +9,7 @@ from hanmo.cli.outcome import Outcome
 from hanmo.cli.road import prepare_corpus
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
+from hanmo.folder import read_manifest
 from hanmo.settings import CommonSettings, argument, option
 
 HELP = "perplexity and bits per byte of a model, beside a 5-gram model and the uniform bound"
@@ -37,12 +38,15 @@ def own_data(settings: EvaluateSettings) -> str:
     """The corpus of the run that the model is from: it lies beside the model folder.
 
     Raises:
-        UsageError: the model is from somewhere else.
+        UsageError: the model is from somewhere else, or the corpus there is not the one it was trained on.
     """
+    from hanmo.data.corpus import Corpus
     from hanmo.inference.loading import find
 
-    data = find(settings.model, offline=settings.offline).parent / "data"
-    if not (data / "report.json").is_file():
+    model = find(settings.model, offline=settings.offline)
+    data = model.parent / "data"
+    made_from = read_manifest(model).get("data", {}).get("corpus") if model.is_dir() else None
+    if not (data / "report.json").is_file() or made_from != Corpus.open(data).fingerprint:
         raise UsageError(
             "give the texts to evaluate on",
             where="hanmo evaluate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from hanmo.cli.outcome import Outcome
-from hanmo.cli.road import RoadSettings, train_run
+from hanmo.cli.road import RoadSettings, open_run, train_run
 from hanmo.language import pick
 from hanmo.progress import human_time
 from hanmo.settings import argument
@@ -27,7 +27,8 @@ class PretrainSettings(RoadSettings):
 
 def run(settings: PretrainSettings) -> Outcome:
     """Train and tell how it ended."""
-    trained = train_run(settings.paths, settings)
+    with open_run(settings.paths, settings) as folder:
+        trained = train_run(folder, settings.paths, settings)
     result = trained.result
     data = {"run": str(trained.run), "model": str(trained.model_folder), **asdict(result)}
     loss = f"{result.validation_loss:.4f}"

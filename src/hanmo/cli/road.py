@@ -8,6 +8,7 @@ import math
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from hanmo import __version__
 from hanmo.data.settings import DataSettings
-from hanmo.errors import UsageError, nearest
+from hanmo.errors import ModelError, UsageError, nearest
 from hanmo.folder import make_folder, read_json, write_json
 from hanmo.language import pick
-from hanmo.settings import CommonSettings, Resolution, notice, option
+from hanmo.settings import CommonSettings, Resolution, flag, notice, option
 from hanmo.text.settings import TokenizerSettings
 from hanmo.training.settings import TrainingSettings
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from hanmo.text.tokenizer import Tokenizer
     from hanmo.training.fit import FitResult
     from hanmo.training.plan import Plan
-
-TOKENIZER_SAMPLE = 64_000_000  # bytes of text that a tokenizer learns from: more changes few merges
 
 
 @dataclass
@@ -109,21 +108,27 @@ def clear_run(run: Path) -> None:
     (run / "log.jsonl").unlink(missing_ok=True)
 
 
-def prepare_corpus(paths: list[str], settings: DataSettings, folder: Path) -> Corpus:
+def prepare_corpus(paths: list[str], settings: DataSettings, folder: Path, *, unchanged: bool = False) -> Corpus:
     """Read, clean and split the texts (the standard library's sources if there are none), or reuse an equal corpus.
 
     Args:
         paths: files, folders and globs; or one folder that ``hanmo data`` wrote.
         folder: where the prepared corpus is written.
+        unchanged: the corpus that stands at ``folder`` must be of these texts and settings; it is never replaced.
+
+    Raises:
+        UsageError: settings for a corpus that is already prepared.
+        ModelError: ``unchanged``, and texts or settings differ.
     """
     from hanmo.data.corpus import Corpus
-    from hanmo.data.prepare import prepare
+    from hanmo.data.prepare import prepare, reuse
     from hanmo.data.report import describe
     from hanmo.data.stdlib import stdlib_paths
 
     settings.check()
     if len(paths) == 1 and (Path(paths[0]) / "hanmo.json").is_file() and (Path(paths[0]) / "report.json").is_file():
         corpus = Corpus.open(paths[0])
+        refuse_late_settings(corpus, settings)
     else:
         if not paths:
             notice(
@@ -132,9 +137,43 @@ def prepare_corpus(paths: list[str], settings: DataSettings, folder: Path) -> Co
                     "未给出路径：使用 Python 标准库自身的源代码",
                 )
             )
-        corpus = prepare(paths or stdlib_paths(), folder, settings)
+        sources = paths or stdlib_paths()
+        if unchanged and (folder / "report.json").exists():
+            found = reuse(sources, folder, settings)
+            if found is None:
+                raise other_recipe(folder.parent)
+            corpus = found
+        else:
+            corpus = prepare(sources, folder, settings)
     notice(describe(corpus.report))
     return corpus
+
+
+def refuse_late_settings(corpus: Corpus, settings: DataSettings) -> None:
+    """Settings of data preparation mean nothing for a corpus that is already prepared: say so.
+
+    Raises:
+        UsageError: one was given that differs from those the corpus was prepared with.
+    """
+    usual, made, given = DataSettings().data_record(), corpus.manifest["settings"], settings.data_record()
+    late = [name for name in given if name != "seed" and given[name] not in (usual[name], made.get(name))]
+    if late:
+        raise UsageError(
+            f"{flag(late[0])} comes too late: this corpus is already prepared",
+            where=str(corpus.folder),
+            fix="give the texts themselves, or prepare them anew with hanmo data",
+            zh=f"语料已处理完毕，{flag(late[0])} 不再起作用。请直接给出原始文本，或用 hanmo data 重新处理",
+        )
+
+
+def other_recipe(run: Path) -> ModelError:
+    """The error for a resumption with other texts or settings than the first start had."""
+    return ModelError(
+        "this run was begun with other texts or settings",
+        where=str(run),
+        fix="give the command of the first start and --resume, or choose another --out",
+        zh="该运行开始时使用的是另一套文本或设置。请用最初的命令加 --resume，或更换 --out",
+    )
 
 
 def spread(corpus: Corpus, max_bytes: int) -> Iterator[str]:
@@ -152,11 +191,11 @@ def make_tokenizer(
         size: of the model it is for.
         seen: tokens that the model will see in training; a short training wants a small vocabulary.
     """
-    from hanmo.text.training import train_bpe, train_char
+    from hanmo.text.training import SAMPLE_BYTES, train_bpe, train_char
     from hanmo.training.plan import choose_vocabulary
 
     if settings.tokenizer == "char":
-        return train_char(spread(corpus, TOKENIZER_SAMPLE))
+        return train_char(spread(corpus, SAMPLE_BYTES))
     if settings.tokenizer != "bpe":
         return named_tokenizer(settings.tokenizer)
     chinese = corpus.report["languages"].get("zh", 0.0)
@@ -164,7 +203,7 @@ def make_tokenizer(
         settings, "vocab_size", *choose_vocabulary(size, corpus.num_bytes("train"), seen, chinese_share=chinese)
     )
     assert settings.vocab_size is not None
-    return train_bpe(spread(corpus, TOKENIZER_SAMPLE), settings.vocab_size)
+    return train_bpe(spread(corpus, SAMPLE_BYTES), settings.vocab_size)
 
 
 def named_tokenizer(name: str) -> Tokenizer:
@@ -195,25 +234,42 @@ def recipe_fingerprint(settings: RoadSettings, tokens: TokenCorpus, plan: Plan) 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def train_run(paths: list[str], settings: RoadSettings) -> TrainedRun:
-    """Data, tokenizer and training; ends with the model folder at ``<run>/model``.
+@contextmanager
+def open_run(paths: list[str], settings: RoadSettings) -> Iterator[Path]:
+    """The folder of the run, held for this process alone while the block lasts.
 
     Raises:
-        HanmoError: whatever goes wrong on the way.
+        UsageError: another process writes to it, or it holds what would be lost.
+    """
+    from hanmo.training.checkpoint import run_lock
+
+    settings.check()
+    run = choose_out(settings, paths)
+    refuse_finished_run(run, settings)  # before anything is written there
+    make_folder(run)
+    with run_lock(run):
+        refuse_finished_run(run, settings)  # again: another process may have finished a run in between
+        yield run
+
+
+def train_run(run: Path, paths: list[str], settings: RoadSettings) -> TrainedRun:
+    """Data, tokenizer and training; ends with the model folder at ``<run>/model``.
+
+    Args:
+        run: the folder that :func:`open_run` holds.
+
+    Raises:
+        HanmoError: whatever goes wrong on the way. Until the training starts, an earlier run in the folder is intact.
     """
     from hanmo.models.device import choose_device, set_threads
     from hanmo.training import plan as dial
 
-    settings.check()
-    run = choose_out(settings, paths)
-    refuse_finished_run(run, settings)
-    make_folder(run)
     resolution = Resolution()
     restore_choices(run, settings, resolution)
     set_threads()
     device = choose_device(settings.device)
     rate = dial.measure_matrix_rate(device)
-    corpus = prepare_corpus(paths, settings, run / "data")
+    corpus = prepare_corpus(paths, settings, run / "data", unchanged=settings.resume)
     size = dial.choose_size(settings, resolution, rate)
     tokenizer = make_tokenizer(corpus, settings, resolution, size, dial.tokens_seen(settings, size, rate))
     tokens = corpus.tokenize(tokenizer)
@@ -225,14 +281,17 @@ def train_run(paths: list[str], settings: RoadSettings) -> TrainedRun:
         train_tokens=tokens.num_tokens("train"),
         held_out_tokens=min(held_out, default=0),
         rate=rate,
+        device=device,
     )
     notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
     notice(plan.describe())
-    record = resolution.record(settings)
-    if not settings.resume:  # only now: a mistake in the paths or settings must not cost the earlier run
+    record = {**resolution.record(settings), "recipe": recipe_fingerprint(settings, tokens, plan), **versions()}
+    if settings.resume:
+        refuse_other_recipe(run, record["recipe"])
+    else:  # only now: a mistake in the paths or settings must not cost the earlier run
         clear_run(run)
-    write_json(run / "settings.json", {**record, **versions()})
-    model, result = fit(run, settings, plan, tokens, device)
+    write_json(run / "settings.json", record)
+    model, result = fit(run, settings, plan, tokens, device, record["recipe"])
     trained = TrainedRun(run, corpus, tokens, tokenizer, plan, result, record)
     save_model(trained, model)
     return trained
@@ -248,6 +307,17 @@ def restore_choices(run: Path, settings: RoadSettings, resolution: Resolution) -
         resolution.compute(settings, name, record["settings"][name], reason)
 
 
+def refuse_other_recipe(run: Path, recipe: str) -> None:
+    """A resumption goes on with what was begun, or not at all.
+
+    Raises:
+        ModelError: the run was begun with other texts or settings.
+    """
+    path = run / "settings.json"
+    if path.is_file() and read_json(path).get("recipe") != recipe:
+        raise other_recipe(run)
+
+
 def versions() -> dict[str, str]:
     """What a run was made with."""
     import torch
@@ -256,7 +326,7 @@ def versions() -> dict[str, str]:
 
 
 def fit(
-    run: Path, settings: RoadSettings, plan: Plan, tokens: TokenCorpus, device: torch.device
+    run: Path, settings: RoadSettings, plan: Plan, tokens: TokenCorpus, device: torch.device, recipe: str
 ) -> tuple[Transformer, FitResult]:
     """Train a new model, or go on with the run's newest checkpoint."""
     from hanmo.models.transformer import Transformer
@@ -278,9 +348,10 @@ def fit(
         optimizer=plan.optimizer,
         max_steps=plan.steps,
         budget_seconds=plan.seconds,
+        max_tokens=plan.max_tokens,
         clip=settings.clip,
         checkpoint_every=settings.checkpoint_every,
-        recipe=recipe_fingerprint(settings, tokens, plan),
+        recipe=recipe,
     )
     trainer = Trainer(model, objective, fit_settings, run, device=device, resume=settings.resume)
     return model, trainer.fit()

@@ -63,10 +63,23 @@ def prepare(paths: Sequence[str | Path], out: str | Path, settings: DataSettings
     existing = reusable(out, listing.sources, settings)
     if existing:
         return existing
+    notice_again(out)
     manifest: dict[str, Any] = {}
     with atomic_folder(out, manifest) as folder:
         write_corpus(listing, settings, folder, manifest)
     return Corpus.open(out)
+
+
+def reuse(paths: Sequence[str | Path], out: str | Path, settings: DataSettings) -> Corpus | None:
+    """The corpus in ``out`` if it was made from these very inputs and settings; else None. Nothing is written."""
+    settings.check()
+    return reusable(Path(out), find_sources(paths).sources, settings)
+
+
+def notice_again(out: Path) -> None:
+    """Tell that a corpus that stands there is replaced; the reason was told before."""
+    if out.exists() and any(out.iterdir()):
+        notice(pick("preparing it again", "重新准备"))
 
 
 def refuse_foreign(out: Path) -> None:
@@ -95,16 +108,16 @@ def reusable(out: Path, sources: list[Source], settings: DataSettings) -> Corpus
     """The corpus in ``out`` if it is whole and was made from these very inputs; else None, and the user is told why."""
     if not (out / MANIFEST).exists():
         if out.exists() and any(out.iterdir()):
-            notice(pick(f"{out}: it has no manifest; preparing it again", f"{out}：缺少清单，重新准备"))
+            notice(pick(f"{out}: it has no manifest", f"{out}：缺少清单"))
         return None
     try:
         corpus = Corpus.open(out, hashes=True)
     except HanmoError as error:
-        notice(f"{error}\n" + pick("preparing it again", "重新准备"))
+        notice(str(error))
         return None
     reason = difference(corpus.manifest, sources, settings)
     if reason:
-        notice(pick(f"{out}: {reason}; preparing it again", f"{out}：{reason}；重新准备"))
+        notice(pick(f"{out}: {reason}", f"{out}：{reason}"))
         return None
     return corpus
 
@@ -169,8 +182,6 @@ def write_corpus(listing: Listing, settings: DataSettings, folder: Path, manifes
         table = table.take(first == np.arange(len(table)))
     table, sides, shares = assign(table, spool_path, settings, duplicates["documents"] if settings.dedup else 0)
     report = make_report(listing, reader, table, sides, shares, duplicates, spool.empty)
-    if shares.reason:
-        notice(pick(f"held out: {shares.reason}", f"留出：{shares.reason}"))
     for side, split in enumerate(SPLITS):
         write_split(folder, split, spool_path, table, np.flatnonzero(sides == side))
     spool_path.unlink()

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hanmo.language import language
 from hanmo.progress import human_bytes, human_count, human_time
 
 STYLE = """
@@ -108,7 +109,7 @@ def render(content: ReportContent) -> str:
     body = "".join(f"<h2>{escape(title)}</h2>{html}" for title, html in sections)
     made = " · ".join(f"{name} {version}" for name, version in content.versions.items())
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<!doctype html><html lang="{language()}"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(content.name)} · Hanmo</title><style>{STYLE}</style>"
         f"<h1>{escape(content.name)}</h1><p class=soft>Hanmo 翰墨 · {escape(made)}</p>"
@@ -141,7 +142,7 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
         )
     row = rows[0]
     note = (
-        f"{row['documents']:,} documents, {row['bytes']:,} bytes, {row['tokens']:,} tokens of the test split; "
+        f"{row['documents']:,} documents, {row['bytes']:,} bytes, {row['tokens']:,} tokens of held-out text; "
         f"intervals by bootstrap over {row['units']:,} {row['resampled']}."
     )
     return (
@@ -201,7 +202,8 @@ def settings_table(settings: dict[str, Any], computed: dict[str, str]) -> str:
 def loss_curve(log: Sequence[dict[str, Any]], width: int = 860, height: int = 300) -> str:
     """Training and validation loss over tokens, as an inline SVG picture."""
     train = thin([(entry["tokens"], entry["loss"]) for entry in log if "loss" in entry])
-    validation = [(entry["tokens"], entry["validation_loss"]) for entry in log if "validation_loss" in entry]
+    evaluations = [entry for entry in log if "validation_loss" in entry and "whole" not in entry]
+    validation = [(entry["tokens"], entry["validation_loss"]) for entry in evaluations]
     values = [y for _, y in train + validation if math.isfinite(y)]
     if not values:
         return "<p class=soft>–</p>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import torch
 
@@ -33,6 +34,23 @@ def choose_device(name: str) -> torch.device:
             zh=f"本机没有 torch 可用的设备 '{name}'，请用 --device auto 或 --device cpu",
         )
     return device
+
+
+def available_memory(device: torch.device | None = None) -> int:
+    """Bytes of memory that may still be taken: of an accelerator, or of the machine within its control group."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            limits = [int(fields["MemAvailable"].split()[0]) * 1024]
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and (value := limit.read_text().strip()).isdigit():
+        limits.append(max(0, int(value) - int(used.read_text())))
+    return min(limits)
 
 
 def set_threads() -> None:

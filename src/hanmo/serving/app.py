@@ -240,7 +240,7 @@ async def read_body(request: Request) -> bytes:
 
     try:
         return await asyncio.wait_for(read(), BODY_SECONDS)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise ApiError("the body did not arrive in time", status=408, code="timeout") from None
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hanmo.errors import ModelError, UsageError
-from hanmo.folder import atomic_folder, read_json, verify, write_json
+from hanmo.folder import MANIFEST, atomic_folder, read_json, verify, write_json
 from hanmo.models.checkpoints.weights import write_safetensors
 from hanmo.settings import notice
 
@@ -77,7 +77,7 @@ def save_checkpoint(root: Path, model: dict[str, Tensor], optimizer: dict[str, T
         fields = dataclasses.asdict(state)
         fields["best_loss"] = state.best_loss if state.best_step >= 0 else None
         write_json(folder / "state.json", fields)
-    for old in step_folders(root)[:-KEEP]:
+    for old in [*step_folders(root)[:-KEEP], *root.glob(".step-*.tmp-*")]:  # the latter: left by killed processes
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -91,6 +91,8 @@ def load_newest(root: Path) -> Checkpoint | None:
     folders = step_folders(root)
     for folder in reversed(folders):
         try:
+            if not (folder / MANIFEST).is_file():
+                raise ModelError("the manifest is missing", where=str(folder))
             verify(folder)
             fields = read_json(folder / "state.json")
             if fields["best_loss"] is None:

@@ -20,7 +20,7 @@ import torch
 from hanmo.errors import Interrupted, ModelError
 from hanmo.models.transformer import Transformer
 from hanmo.progress import Progress, RunLog
-from hanmo.training.checkpoint import TrainingState, load_newest, run_lock, save_checkpoint
+from hanmo.training.checkpoint import TrainingState, load_newest, save_checkpoint
 from hanmo.training.objectives import CausalLanguageModeling
 from hanmo.training.optimizer import Optimizer, OptimizerSettings
 
@@ -37,7 +37,8 @@ class FitSettings:
 
     Args:
         max_steps: train so many steps; or
-        budget_seconds: train for so long, evaluations and checkpoints included.
+        budget_seconds: train for so long, evaluations and checkpoints on the way included.
+        max_tokens: end a budget early after so many tokens, however fast the machine is.
         clip: largest gradient norm; 0 turns clipping off.
         checkpoint_every: steps between checkpoints; None: once a minute.
         validation_tokens: tokens scored by the evaluations during training.
@@ -47,6 +48,7 @@ class FitSettings:
     optimizer: OptimizerSettings
     max_steps: int | None = None
     budget_seconds: float | None = None
+    max_tokens: float = math.inf
     clip: float = 1.0
     checkpoint_every: int | None = None
     validation_tokens: int = 32_768
@@ -139,7 +141,7 @@ class Trainer:
             Interrupted: Ctrl-C; a checkpoint was written first.
             ModelError: the loss is not finite, or the checkpoint belongs to another recipe.
         """
-        with run_lock(self.run), stop_on_interrupt() as asked_to_stop:
+        with stop_on_interrupt() as asked_to_stop:
             if self.resume:
                 self.restore()
             self.log = RunLog(self.run / "log.jsonl")
@@ -171,7 +173,7 @@ class Trainer:
         if self.settings.max_steps is not None:
             return self.state.step / self.settings.max_steps
         assert self.settings.budget_seconds is not None
-        return elapsed / self.settings.budget_seconds
+        return max(elapsed / self.settings.budget_seconds, self.state.tokens / self.settings.max_tokens)
 
     def loop(self, asked_to_stop: Callable[[], bool]) -> FitResult:
         """Step, evaluate and save until the horizon is reached."""
@@ -214,16 +216,16 @@ class Trainer:
             (summed / tokens).backward()  # type: ignore[no-untyped-call]
             total += float(summed.detach())
         loss = total / tokens
-        if not math.isfinite(loss):
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise ModelError(
-                f"the loss is {loss} at step {self.state.step}",
+                f"the loss is {loss} and the norm of its gradient {norm} at step {self.state.step}",
                 where=str(self.run),
-                why="the training diverged; the last good checkpoint is kept",
-                fix="lower --learning-rate (halve it), or lower --clip",
-                zh=f"第 {self.state.step} 步的损失为 {loss}，训练发散；最近的检查点仍在。请降低 --learning-rate",
+                why="the training diverged; the checkpoints hold the weights from before",
+                fix="start anew with --overwrite and half the --learning-rate",
+                zh=f"第 {self.state.step} 步训练发散（损失 {loss}）；检查点仍是此前的权重。"
+                "请用 --overwrite 并把 --learning-rate 减半重新开始",
             )
-        if self.settings.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         scale = rate_scale(done, self.state.step)
         self.optimizer.step(scale)
         self.log.write(

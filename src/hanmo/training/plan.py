@@ -9,14 +9,13 @@ the overhead of small matrices counts too, fewer were better here (see ``benchma
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from hanmo.language import pick
+from hanmo.models.device import available_memory
 from hanmo.models.transformer import (
     TransformerConfig,
     num_parameters,
@@ -67,6 +66,7 @@ LADDER = dict(
 )
 TOKENS_PER_PARAMETER = 3.0
 MAX_EPOCHS = 10.0  # beyond about ten passes a small model learns its corpus by heart instead of its language
+LEAST_STEPS = 200  # fewer, and the warm-up is most of the training
 BYTE_VOCABULARY = 260  # 256 bytes and the control tokens
 BYTE_PASSES = 0.5  # below so many passes over the text, single bytes beat pairs
 BYTES_PER_TOKEN = 2.5  # of English and code with about a thousand entries
@@ -112,21 +112,6 @@ def measure_matrix_rate(device: torch.device, windows: int = 8, seconds: float =
     return best
 
 
-def available_memory() -> int:
-    """Bytes of memory that a process may still take: the machine's free memory, or its control group's limit."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in fields:
-            limits = [int(fields["MemAvailable"].split()[0]) * 1024]
-    group = Path("/sys/fs/cgroup/memory.max")
-    if group.exists() and (value := group.read_text().strip()).isdigit():
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        limits.append(int(value) - int(used))
-    return min(limits)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a training run will do and take, known and printed before it starts.
@@ -135,6 +120,7 @@ class Plan:
         config: the network.
         batch_size, micro_batch: windows per step and per forward pass.
         seconds, steps: the horizon; exactly one is given.
+        max_tokens: a budget ends early after so many tokens; ``capped`` where that is expected.
         parameters: of the model.
         flops_per_token: forward and backward.
         tokens_per_second: expected speed.
@@ -149,6 +135,8 @@ class Plan:
     micro_batch: int
     seconds: float | None
     steps: int | None
+    max_tokens: float
+    capped: bool
     parameters: int
     flops_per_token: float
     tokens_per_second: float
@@ -160,8 +148,12 @@ class Plan:
         """The network and the estimates, by name, in the user's language."""
         c = self.config
         return {
-            pick("network", "网络"): f"{c.num_layers} layers, width {c.hidden_size}, {c.num_heads} heads "
-            f"({c.num_kv_heads} for keys and values), vocabulary {c.vocab_size:,}, context {c.max_position_embeddings}",
+            pick("network", "网络"): pick(
+                f"{c.num_layers} layers, width {c.hidden_size}, {c.num_heads} heads ({c.num_kv_heads} for keys and "
+                f"values), vocabulary {c.vocab_size:,}, context {c.max_position_embeddings}",
+                f"{c.num_layers} 层，宽度 {c.hidden_size}，{c.num_heads} 头（键值 {c.num_kv_heads} 头），"
+                f"词表 {c.vocab_size:,}，上下文 {c.max_position_embeddings}",
+            ),
             pick("parameters", "参数量"): human_count(self.parameters),
             pick("operations", "运算量"): f"{human_count(self.flops_per_token * self.tokens)}FLOP "
             f"({human_count(self.flops_per_token)}FLOP per token)",
@@ -195,11 +187,12 @@ def choose_size(settings: TrainingSettings, resolution: Resolution, rate: float)
         seen = speed_of(size, config, config.max_position_embeddings, rate) * seconds / num_parameters(config)
         if seen >= TOKENS_PER_PARAMETER or size == SIZES[0]:
             best, ratio = size, seen
-    reason = (
-        f"the largest that sees {TOKENS_PER_PARAMETER:g} tokens per parameter in {human_time(seconds)}: {ratio:.1f}"
+    reason = pick(
+        f"the largest that sees {TOKENS_PER_PARAMETER:g} tokens per parameter in {human_time(seconds)}",
+        f"在 {human_time(seconds)} 内每个参数能读到 {TOKENS_PER_PARAMETER:g} 个词元的最大模型",
     )
-    if not ratio:
-        reason = "the smallest; name another with --size"
+    if ratio < TOKENS_PER_PARAMETER:
+        reason = pick("the smallest; name another with --size", "最小的模型；可用 --size 另选")
     resolution.compute(settings, "size", best, reason)
     assert settings.size is not None
     return settings.size
@@ -228,10 +221,18 @@ def choose_vocabulary(size: str, text_bytes: int, seen: float, *, chinese_share:
     vocabulary = LADDER[size].vocabulary
     passes = seen * BYTES_PER_TOKEN / text_bytes
     if chinese_share > 0.3:
-        return vocabulary * CHINESE_VOCABULARY, f"suits the size; {chinese_share:.0%} of the text is Chinese"
+        return vocabulary * CHINESE_VOCABULARY, pick(
+            f"suits the size; {chinese_share:.0%} of the text is Chinese",
+            f"与模型大小相称；{chinese_share:.0%} 的文本为中文",
+        )
     if passes < BYTE_PASSES:
-        return BYTE_VOCABULARY, f"single bytes: the budget reads about {passes:.0%} of the text, too little for words"
-    return vocabulary, "suits the size: the embedding should not outweigh the blocks"
+        return BYTE_VOCABULARY, pick(
+            f"single bytes: the budget reads about {passes:.0%} of the text, too little to learn words",
+            f"逐字节：预算只够读约 {passes:.0%} 的文本，不足以学会成词的词元",
+        )
+    return vocabulary, pick(
+        "suits the size: the embedding should not outweigh the blocks", "与模型大小相称：词嵌入不应大过其余部分"
+    )
 
 
 def horizon_seconds(settings: TrainingSettings) -> float:
@@ -255,6 +256,7 @@ def make_plan(
     train_tokens: int,
     held_out_tokens: int,
     rate: float,
+    device: torch.device,
 ) -> Plan:
     """Settle everything that is left open, record the reasons, and estimate what the run will take.
 
@@ -262,40 +264,45 @@ def make_plan(
         settings: its size must be settled; open fields are filled in.
         held_out_tokens: size of the smallest split that must hold a window.
         rate: the machine's matrix rate, operations per second.
+        device: whose memory the micro-batch must fit.
     """
     assert settings.size is not None
     rung = LADDER[settings.size]
     room = min(train_tokens // 4, held_out_tokens - 1)
     context = max(8, min(rung.context, room))
-    reason = "suits the size" if context == rung.context else "the text is short"
+    reason = (
+        pick("suits the size", "与模型大小相称") if context == rung.context else pick("the text is short", "文本较短")
+    )
     resolution.compute(settings, "context", context, reason)
     assert settings.context is not None
     config = model_config(settings.size, vocab_size, settings.context)
-    batch = max(1, rung.batch_tokens // settings.context)
-    resolution.compute(settings, "batch_size", batch, f"about {rung.batch_tokens} tokens per step suit this size")
+    speed = speed_of(settings.size, config, settings.context, rate)
+    max_tokens = MAX_EPOCHS * train_tokens
+    expected = min(speed * horizon_seconds(settings), max_tokens)
+    resolution.compute(settings, "batch_size", *choose_batch(settings, rung, expected))
     assert settings.batch_size is not None
-    resolution.compute(settings, "micro_batch", *choose_micro_batch(config, settings.batch_size, settings.context))
-    resolution.compute(settings, "learning_rate", learning_rate(settings.size), "Muon's rate for this width")
+    micro = choose_micro_batch(config, settings.batch_size, settings.context, device)
+    resolution.compute(settings, "micro_batch", *micro)
+    rate_reason = pick("Muon's rate for this width", "此宽度下 Muon 的学习率")
+    resolution.compute(settings, "learning_rate", learning_rate(settings.size), rate_reason)
     assert settings.micro_batch is not None and settings.learning_rate is not None
 
-    speed = speed_of(settings.size, config, settings.context, rate)
-    step_tokens = settings.batch_size * settings.context
     seconds: float | None = None
-    if settings.max_steps is None:
+    tokens = expected
+    if settings.max_steps is not None:
+        tokens = float(settings.max_steps * settings.batch_size * settings.context)
+    else:
         seconds = horizon_seconds(settings)
-        enough = MAX_EPOCHS * train_tokens / speed
-        if enough < seconds:
+        resolution.compute(settings, "budget", f"{seconds:g}s", pick("the default", "默认值"))
+        if expected == max_tokens:
             notice(
                 pick(
-                    f"{human_time(enough)} are enough: {MAX_EPOCHS:g} passes over {human_count(train_tokens)} tokens; "
-                    "more would learn them by heart (--max-steps overrides this)",
-                    f"{human_time(enough)} 已足够：语料 {human_count(train_tokens)} 词元读 {MAX_EPOCHS:g} 遍，"
+                    f"the training will end early: {MAX_EPOCHS:g} passes over {human_count(train_tokens)} tokens are "
+                    "enough, more would learn them by heart (--max-steps overrides this)",
+                    f"训练会提前结束：{human_count(train_tokens)} 词元读 {MAX_EPOCHS:g} 遍已足够，"
                     "再多只会死记硬背（可用 --max-steps 改变）",
                 )
             )
-            seconds = enough
-        resolution.compute(settings, "budget", f"{seconds:.0f}s", "the default")
-    tokens = float(settings.max_steps * step_tokens) if settings.max_steps is not None else speed * (seconds or 0.0)
     return Plan(
         config=config,
         optimizer=optimizer_settings(settings),
@@ -303,6 +310,8 @@ def make_plan(
         micro_batch=settings.micro_batch,
         seconds=seconds,
         steps=settings.max_steps,
+        max_tokens=max_tokens,
+        capped=settings.max_steps is None and expected == max_tokens,
         parameters=num_parameters(config),
         flops_per_token=training_flops_per_token(config, settings.context),
         tokens_per_second=speed,
@@ -312,13 +321,28 @@ def make_plan(
     )
 
 
-def choose_micro_batch(config: TransformerConfig, batch_size: int, context: int) -> tuple[int, str]:
+def choose_batch(settings: TrainingSettings, rung: Rung, tokens: float) -> tuple[int, str]:
+    """Windows per step: what suits the size, or less where the text would otherwise give only a few steps."""
+    assert settings.context is not None
+    usual = max(1, rung.batch_tokens // settings.context)
+    if settings.max_steps is None and tokens < LEAST_STEPS * usual * settings.context:
+        fewer = max(1, int(tokens / (LEAST_STEPS * settings.context)))
+        return fewer, pick(f"small, so that there are about {LEAST_STEPS} steps", f"较小，以便有约 {LEAST_STEPS} 步")
+    return usual, pick(
+        f"about {rung.batch_tokens} tokens per step suit this size", f"每步约 {rung.batch_tokens} 个词元适合此大小"
+    )
+
+
+def choose_micro_batch(
+    config: TransformerConfig, batch_size: int, context: int, device: torch.device
+) -> tuple[int, str]:
     """As many windows at a time as fit into half of the memory that is free, and the reason."""
-    limit = available_memory() // 2
+    limit = available_memory(device) // 2
     micro = min(batch_size, max(1, 16384 // context))
     while micro > 1 and training_memory_bytes(config, micro, context) > limit:
         micro //= 2
-    return micro, f"needs {human_bytes(training_memory_bytes(config, micro, context))} of memory"
+    needed = human_bytes(training_memory_bytes(config, micro, context))
+    return micro, pick(f"needs {needed} of memory", f"需要 {needed} 内存")
 
 
 def learning_rate(size: str) -> float:

@@ -54,9 +54,7 @@ class TrainingSettings:
     )
     resume: bool = option(False, "go on from the newest checkpoint of this run", zh="从最近的检查点继续")
     seed: int = option(0, "seed of weights and data order", zh="随机种子")
-    device: str = option(
-        "auto", "cpu, cuda, mps or auto", zh="设备：cpu、cuda、mps 或 auto", choices=("auto", "cpu", "cuda", "mps")
-    )
+    device: str = option("auto", "cpu, cuda, cuda:1, mps or auto", zh="设备：cpu、cuda、cuda:1、mps 或 auto")
 
     def check_training(self) -> None:
         """Raise UsageError for values that cannot work, before any file is read."""

@@ -11,20 +11,20 @@ from hanmo.settings import Resolution
 from hanmo.training import plan as dial
 from hanmo.training.settings import SIZES, TrainingSettings
 
-RATE = 200e9
+MACHINE = dial.Machine(200e9, dial.CPU_OVERHEAD)
 CPU = torch.device("cpu")
 
 
 def planned(settings: TrainingSettings, *, train_tokens: int = 10_000_000, held_out: int = 100_000) -> dial.Plan:
     resolution = Resolution()
-    dial.choose_size(settings, resolution, RATE)
+    dial.choose_size(settings, resolution, MACHINE)
     plan = dial.make_plan(
         settings,
         resolution,
         vocab_size=1024,
         train_tokens=train_tokens,
         held_out_tokens=held_out,
-        rate=RATE,
+        machine=MACHINE,
         device=CPU,
     )
     assert all(choice.reason for choice in resolution.choices)
@@ -43,7 +43,7 @@ def test_a_larger_budget_never_chooses_a_smaller_model() -> None:
     sizes = []
     for budget in ("30s", "3min", "30min", "5h", "48h", "1000h"):
         settings = TrainingSettings(budget=budget)
-        dial.choose_size(settings, Resolution(), RATE)
+        dial.choose_size(settings, Resolution(), MACHINE)
         assert settings.size is not None
         sizes.append(SIZES.index(settings.size))
     assert sizes == sorted(sizes) and sizes[0] == 0 and sizes[-1] > 3

@@ -90,7 +90,7 @@ def test_advice_is_given_only_where_it_helps() -> None:
         vocab_size=260,
         train_tokens=10_000_000,
         held_out_tokens=100_000,
-        rate=200e9,
+        machine=dial.Machine(200e9, dial.CPU_OVERHEAD),
         device=dial.torch.device("cpu"),
     )
     assert advice(comparison(-0.1), plan) == ""

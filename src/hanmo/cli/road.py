@@ -268,10 +268,10 @@ def train_run(run: Path, paths: list[str], settings: RoadSettings) -> TrainedRun
     restore_choices(run, settings, resolution)
     set_threads()
     device = choose_device(settings.device)
-    rate = dial.measure_matrix_rate(device)
+    machine = dial.measure_machine(device)
     corpus = prepare_corpus(paths, settings, run / "data", unchanged=settings.resume)
-    size = dial.choose_size(settings, resolution, rate)
-    tokenizer = make_tokenizer(corpus, settings, resolution, size, dial.tokens_seen(settings, size, rate))
+    size = dial.choose_size(settings, resolution, machine)
+    tokenizer = make_tokenizer(corpus, settings, resolution, size, dial.tokens_seen(settings, size, machine))
     tokens = corpus.tokenize(tokenizer)
     held_out = [tokens.num_tokens(split) for split in ("validation", "test") if tokens.num_tokens(split)]
     plan = dial.make_plan(
@@ -280,7 +280,7 @@ def train_run(run: Path, paths: list[str], settings: RoadSettings) -> TrainedRun
         vocab_size=tokenizer.vocab_size,
         train_tokens=tokens.num_tokens("train"),
         held_out_tokens=min(held_out, default=0),
-        rate=rate,
+        machine=machine,
         device=device,
     )
     notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())

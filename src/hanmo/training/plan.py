@@ -37,7 +37,6 @@ class Rung:
         context: tokens it sees at once.
         vocabulary: entries that suit it: the embedding should not outweigh the blocks.
         batch_tokens: tokens per step that train it well.
-        efficiency: share of the machine's matrix rate that training reaches at this width (measured on 2 CPU cores).
     """
 
     layers: int
@@ -46,20 +45,19 @@ class Rung:
     context: int
     vocabulary: int
     batch_tokens: int
-    efficiency: float
 
 
 LADDER = dict(
     zip(
         SIZES,
         (
-            Rung(4, 128, 32, 256, 1024, 2048, 0.27),
-            Rung(5, 192, 32, 256, 1024, 2048, 0.33),
-            Rung(6, 256, 64, 256, 2048, 4096, 0.40),
-            Rung(6, 384, 64, 256, 4096, 4096, 0.48),
-            Rung(8, 512, 64, 512, 8192, 8192, 0.55),
-            Rung(12, 768, 64, 1024, 16384, 32768, 0.60),
-            Rung(24, 1024, 64, 1024, 32768, 65536, 0.62),
+            Rung(4, 128, 32, 256, 1024, 2048),
+            Rung(5, 192, 32, 256, 1024, 2048),
+            Rung(6, 256, 64, 256, 2048, 4096),
+            Rung(6, 384, 64, 256, 4096, 4096),
+            Rung(8, 512, 64, 512, 8192, 8192),
+            Rung(12, 768, 64, 1024, 16384, 32768),
+            Rung(24, 1024, 64, 1024, 32768, 65536),
         ),
         strict=True,
     )
@@ -72,6 +70,7 @@ BYTE_PASSES = 0.5  # below so many passes over the text, single bytes beat pairs
 BYTES_PER_TOKEN = 2.5  # of English and code with about a thousand entries
 CHINESE_VOCABULARY = 4  # times as many entries: a Chinese text has thousands of characters
 GAIN_PER_DOUBLING = 0.15  # bits per byte, for budgets of minutes
+CPU_OVERHEAD = 0.0075e-9 * 128  # seconds; width 128 trains at about 85 GFLOP/s on cores of 190 and of 310 GFLOP/s
 DEFAULT_BUDGET = 180.0
 MATRIX_RATE = 0.03  # Muon's peak rate at width 128
 
@@ -92,6 +91,32 @@ def model_config(size: str, vocab_size: int, context: int) -> TransformerConfig:
         tie_embeddings=True,
         qk_norm=True,
     )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a device computes.
+
+    Args:
+        rate: operations per second of float32 matrix products.
+        overhead: seconds that everything which is no product adds per operation and unit of 1/width. Norms, rotations
+            and activations cost time in proportion to the width, products to its square.
+    """
+
+    rate: float
+    overhead: float
+
+    def tokens_per_second(self, config: TransformerConfig, context: int) -> float:
+        """Expected training speed."""
+        flops = training_flops_per_token(config, context)
+        return 1.0 / (flops * (1.0 / self.rate + self.overhead / config.hidden_size))
+
+
+def measure_machine(device: torch.device) -> Machine:
+    """Measure the matrix rate; the overhead is that of two CPU cores (``benchmarks/results/dial.md``), or a hundredth
+    of it on an accelerator, whose memory is about so much faster."""
+    overhead = CPU_OVERHEAD if device.type == "cpu" else CPU_OVERHEAD / 100
+    return Machine(measure_matrix_rate(device), overhead)
 
 
 def measure_matrix_rate(device: torch.device, windows: int = 8, seconds: float = 0.06) -> float:
@@ -168,12 +193,7 @@ class Plan:
         return "\n".join([head, *(f"  {name:<12} {value}" for name, value in self.rows().items())])
 
 
-def speed_of(size: str, config: TransformerConfig, context: int, rate: float) -> float:
-    """Expected training speed in tokens per second, from the machine's matrix rate."""
-    return rate * LADDER[size].efficiency / training_flops_per_token(config, context)
-
-
-def choose_size(settings: TrainingSettings, resolution: Resolution, rate: float) -> str:
+def choose_size(settings: TrainingSettings, resolution: Resolution, machine: Machine) -> str:
     """Settle ``settings.size``: the largest model that sees enough tokens per parameter within the budget.
 
     The vocabulary is chosen after the size, so each size is judged with the vocabulary that suits it.
@@ -184,7 +204,7 @@ def choose_size(settings: TrainingSettings, resolution: Resolution, rate: float)
         config = model_config(size, LADDER[size].vocabulary, LADDER[size].context)
         if settings.max_steps is not None and settings.budget is None:
             break  # a number of steps says nothing about time: the smallest model is the safe choice
-        seen = speed_of(size, config, config.max_position_embeddings, rate) * seconds / num_parameters(config)
+        seen = machine.tokens_per_second(config, LADDER[size].context) * seconds / num_parameters(config)
         if seen >= TOKENS_PER_PARAMETER or size == SIZES[0]:
             best, ratio = size, seen
     reason = pick(
@@ -198,13 +218,13 @@ def choose_size(settings: TrainingSettings, resolution: Resolution, rate: float)
     return settings.size
 
 
-def tokens_seen(settings: TrainingSettings, size: str, rate: float) -> float:
+def tokens_seen(settings: TrainingSettings, size: str, machine: Machine) -> float:
     """Tokens that a model of this size sees within the budget or the number of steps."""
     rung = LADDER[size]
     if settings.max_steps is not None:
         return float(settings.max_steps * rung.batch_tokens)
     config = model_config(size, rung.vocabulary, rung.context)
-    return speed_of(size, config, rung.context, rate) * horizon_seconds(settings)
+    return machine.tokens_per_second(config, rung.context) * horizon_seconds(settings)
 
 
 def choose_vocabulary(size: str, text_bytes: int, seen: float, *, chinese_share: float) -> tuple[int, str]:
@@ -255,7 +275,7 @@ def make_plan(
     vocab_size: int,
     train_tokens: int,
     held_out_tokens: int,
-    rate: float,
+    machine: Machine,
     device: torch.device,
 ) -> Plan:
     """Settle everything that is left open, record the reasons, and estimate what the run will take.
@@ -263,7 +283,7 @@ def make_plan(
     Args:
         settings: its size must be settled; open fields are filled in.
         held_out_tokens: size of the smallest split that must hold a window.
-        rate: the machine's matrix rate, operations per second.
+        machine: how fast it computes.
         device: whose memory the micro-batch must fit.
     """
     assert settings.size is not None
@@ -276,7 +296,7 @@ def make_plan(
     resolution.compute(settings, "context", context, reason)
     assert settings.context is not None
     config = model_config(settings.size, vocab_size, settings.context)
-    speed = speed_of(settings.size, config, settings.context, rate)
+    speed = machine.tokens_per_second(config, settings.context)
     max_tokens = MAX_EPOCHS * train_tokens
     expected = min(speed * horizon_seconds(settings), max_tokens)
     resolution.compute(settings, "batch_size", *choose_batch(settings, rung, expected))

@@ -307,11 +307,11 @@ def test_build_tells_everything_in_one_document(road: SimpleNamespace) -> None:
 
 def test_build_explains_itself_on_standard_error(road: SimpleNamespace) -> None:
     err = road.result.err
-    computed, expected = {
-        "en": ("settings that were computed:", "expected, before the start:"),
-        "zh": ("自动选择的设置：", "开始之前的估计："),
+    computed, expected, bar = {
+        "en": ("settings that were computed:", "expected, before the start:", "training: "),
+        "zh": ("自动选择的设置：", "开始之前的估计：", "训练: "),
     }[road.language]
-    assert err.index(computed) < err.index("learning_rate = ") < err.index(expected) < err.index("training: ")
+    assert err.index(computed) < err.index("learning_rate = ") < err.index(expected) < err.index(bar)
     record = json.loads((road.run / "settings.json").read_text(encoding="utf-8"))
     assert set(record["computed"]) == {"micro_batch", "learning_rate"}
     assert all(record["computed"].values()) and record["settings"]["max_steps"] == 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -22,14 +21,15 @@ from hypothesis import strategies as st
 
 from hanmo import catalog
 from hanmo.errors import ModelError
+from hanmo.inference.loading import load_tokenizer
 from hanmo.models.checkpoints import gguf as gguf_module
 from hanmo.models.checkpoints.gguf import load_gguf
 from hanmo.models.checkpoints.gguf_header import read_gguf_header
 from hanmo.models.checkpoints.gguf_tokenizer import read_tokenizer
 from hanmo.models.transformer import KVCache, Transformer, TransformerConfig, build
+from hanmo.text.report import REFERENCE_TOKENS, SAMPLES
 
-sys.path.insert(0, str(Path(__file__).parent))
-from stories import FIRST_WORDS, build_gguf
+from .stories import FIRST_WORDS, build_gguf
 
 TEXTS = [
     "Hello world, it's 2024-10-31!\n\n  def f(x):\n\treturn x**2 + 3.14159",
@@ -595,3 +595,10 @@ def test_smollm2_from_the_cache_knows_paris() -> None:
     assert "Paris" in tokenizer.decode(answer)
     for text in TEXTS:
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_recorded_reference_counts_are_those_of_the_real_tokenizer() -> None:
+    if not catalog.is_cached("smollm2-135m-instruct"):
+        pytest.skip("smollm2-135m-instruct is not in the cache of this machine")
+    tokenizer = load_tokenizer("smollm2-135m-instruct", offline=True)
+    assert {name: len(tokenizer.encode(text)) for name, text in SAMPLES.items()} == REFERENCE_TOKENS

@@ -491,6 +491,8 @@ def test_report(bpe: Tokenizer, char: Tokenizer) -> None:
     assert rows["mine"]["characters_per_token"] == 10 / len(bpe.encode("春天来了") + bpe.encode("spring"))
     assert rows["mine"]["raw_characters_per_token"] == 10 / 18
     assert rows["sample en"]["reference_characters_per_token"] == 1.0
+    alone = {row["name"]: row for row in tokenizer_report(bpe)["texts"]}
+    assert 4.2 < alone["sample en"]["reference_characters_per_token"] < 4.3  # SmolLM2's, as recorded
     assert (
         rows["sample en"]["fallback_share"]
         == 0.0

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+SHOWN_NAMES = 24  # of a list of known names; more would bury the message
+
+
 class HanmoError(Exception):
     """An error with everything a person needs to go on.
 
@@ -100,10 +103,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "did you mean 'seed'?"
     """
     names = sorted(known)
+    shown = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return pick(f"did you mean '{close[0]}'?", f"是否想写 '{close[0]}'？")
-    return pick("known: ", "可用：") + ", ".join(names)
+    return pick("known: ", "可用：") + shown
 
 
 def missing_package(package: str, extra: str, purpose: str) -> ResourceError:

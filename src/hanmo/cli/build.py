@@ -89,6 +89,7 @@ def build(folder: Path, settings: BuildSettings) -> Outcome:
     from hanmo.evaluation.baselines import evaluate_with_baselines
     from hanmo.evaluation.report import ReportContent, read_log, render
     from hanmo.inference.loading import load
+    from hanmo.text.report import tokenizer_report
 
     start = time.monotonic()
     trained = train_run(folder, settings.paths, settings)
@@ -113,6 +114,7 @@ def build(folder: Path, settings: BuildSettings) -> Outcome:
         name=trained.run.name,
         data=trained.corpus.report,
         tokens=trained.tokens.manifest["report"],
+        tokenizer=tokenizer_report(model.tokenizer)["texts"],
         plan=trained.plan.rows() | {pick("measured speed", "实测速度"): f"{result.tokens_per_second:,.0f} tok/s"},
         log=read_log(trained.run / "log.jsonl"),
         evaluation=evaluation.as_dict(),

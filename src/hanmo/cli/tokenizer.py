@@ -88,7 +88,7 @@ def held_out_by_language(corpus: Corpus) -> dict[str, list[str]]:
 
 def run(settings: TokenizerVerbSettings) -> Outcome:
     """Train, save and report."""
-    from hanmo.text.report import describe, tokenizer_report
+    from hanmo.text.report import REFERENCE, describe, tokenizer_report
 
     out = Path(settings.out)
     if settings.tokenizer not in ("bpe", "char"):
@@ -106,12 +106,11 @@ def run(settings: TokenizerVerbSettings) -> Outcome:
         notice(resolution.describe())
     named = reference_tokenizer(settings.reference, settings.offline)
     report = tokenizer_report(tokenizer, held_out_by_language(corpus), named[1] if named else None)
-    report["reference"] = named[0] if named else None
+    report["reference"] = named[0] if named else REFERENCE
     with atomic_folder(out, {"kind": KIND, "data": corpus.fingerprint}) as folder:
         tokenizer.save(folder)
         write_json(folder / "report.json", report)
     text = describe(report) + "\n"
-    if named:
-        text += pick(f"reference: {named[0]}\n", f"对照：{named[0]}\n")
+    text += pick("reference: ", "对照：") + f"{report['reference']}\n"
     text += pick(f"tokenizer: {out}", f"分词器：{out}")
     return Outcome({"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": report}, text)

@@ -20,6 +20,7 @@ from hanmo.data.sections import cut_sections, section_bytes
 from hanmo.data.settings import DataSettings
 from hanmo.data.sources import HashingFile, Source, file_digest, find_sources
 from hanmo.errors import DataError
+from hanmo.language import pick
 from hanmo.text.normalize import normalize
 
 TABLES = {"csv", "tsv"}
@@ -125,7 +126,9 @@ class Reader:
                 yield from self.read_stream(source, stream)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 self.problems.bad(
-                    source.name, f"the gzip file is damaged or cut off ({error})", expected="a whole gzip file"
+                    source.name,
+                    pick("the gzip file is damaged or cut off", "gzip 文件损坏或不完整") + f" ({error})",
+                    expected=pick("a whole gzip file", "完整的 gzip 文件"),
                 )
             source.digest = file_digest(source.path, PROBE) if source.skipped else file.finish()
 
@@ -207,11 +210,18 @@ class Reader:
         name = readable_name(stream.encoding)
         self.problems.bad(
             f"{source.name}:{line}",
-            f"invalid {name}: the byte{'s' if ' ' in shown else ''} {shown}",
+            pick(f"invalid {name}: the byte{'s' if ' ' in shown else ''} {shown}", f"不是有效的 {name}：字节 {shown}"),
             record,
-            expected=f"text in {name}"
-            + (", which the rest of the file is" if stream.guessing else ", as --encoding says"),
-            fix="if the file is in another encoding, say --encoding latin-1 (or big5, cp1252, ...)",
+            expected=pick(f"text in {name}", f"{name} 文本")
+            + (
+                pick(", which the rest of the file is", "，与文件其余部分相同")
+                if stream.guessing
+                else pick(", as --encoding says", "，即 --encoding 所指定")
+            ),
+            fix=pick(
+                "if the file is in another encoding, say --encoding latin-1 (or big5, cp1252, ...)",
+                "若文件为其他编码，请用 --encoding latin-1（或 big5、cp1252 等）",
+            ),
         )
 
     def from_stream_records(self, source: Source, stream: TextStream, preview: str) -> Iterator[Document]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hanmo.errors import DataError, missing_package, nearest
+from hanmo.language import pick
 
 Bad = Callable[[int, str, str, str], None]
 MISSING = object()
@@ -75,8 +76,12 @@ def jsonl(lines: Iterable[tuple[int, str]], bad: Bad) -> Records:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = f"not valid JSON ({getattr(error, 'msg', error)})"
-            bad(number, reason, line, 'one JSON object per line, such as {"text": "..."}')
+            bad(
+                number,
+                pick("not valid JSON", "不是有效的 JSON") + f" ({getattr(error, 'msg', error)})",
+                line,
+                pick("one JSON object per line, such as", "每行一个 JSON 对象，例如") + ' {"text": "..."}',
+            )
             continue
         yield number, value
 
@@ -100,7 +105,9 @@ def json_array(pieces: Iterable[str], bad: Bad) -> Records:
         if at == len(text):
             text, at = next(source, ""), 0
             if not text:
-                bad(line, "the array is not closed; the file is cut off", "", expected)
+                bad(
+                    line, pick("the array is not closed; the file is cut off", "数组没有结束，文件不完整"), "", expected
+                )
                 return
             continue
         if text[at] == "]":
@@ -116,7 +123,8 @@ def json_array(pieces: Iterable[str], bad: Bad) -> Records:
                 text, at = text[at:] + more, 0
                 continue
             place = line + text.count("\n", at, position)
-            reason = f"not valid JSON ({getattr(error, 'msg', error)}); the rest of the file cannot be read"
+            reason = pick("not valid JSON; the rest of the file cannot be read", "不是有效的 JSON，其后的内容无法读取")
+            reason += f" ({getattr(error, 'msg', error)})"
             bad(place, reason, text[max(at, position - 30) : position + 50], expected)
             return
         yield line, value
@@ -194,7 +202,8 @@ def object_texts(records: Records, named: str | None, where: str, bad: Bad, tell
                 text = value if isinstance(value, str) else None
             if text is None:
                 shown = json.dumps(value, ensure_ascii=False)
-                bad(line, f"the record has no text in '{field}'" if field else "not a text", shown, expected)
+                missing = pick(f"the record has no text in '{field}'", f"记录的 '{field}' 字段没有文本")
+                bad(line, missing if field else pick("not a text", "不是文本"), shown, expected)
             else:
                 yield line, text
 
@@ -274,9 +283,12 @@ def table_rows(
         except csv.Error as error:
             bad(
                 start,
-                f"not a valid row ({error})",
+                pick("not a valid row", "不是有效的一行") + f" ({error})",
                 "",
-                "a quoted field to be closed, and a quote inside it to be doubled",
+                pick(
+                    "a quoted field to be closed, and a quote inside it to be doubled",
+                    "引号须成对，字段内的引号须写两次",
+                ),
             )
             continue
         if row:
@@ -317,7 +329,12 @@ def table_texts(
             if len(row) == width:
                 yield line, row[column]
             else:
-                bad(line, f"the row has {len(row)} columns", ", ".join(row), f"{width} columns, as in the first row")
+                bad(
+                    line,
+                    pick(f"the row has {len(row)} columns", f"该行有 {len(row)} 列"),
+                    ", ".join(row),
+                    pick(f"{width} columns, as in the first row", f"{width} 列，与首行相同"),
+                )
 
 
 def find_column(sample: list[dict[int, str]], names: list[str]) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hanmo.language import language
 from hanmo.progress import human_bytes, human_count, human_time
+from hanmo.text.report import REFERENCE
 
 STYLE = """
 :root { --ink: #1d1b18; --soft: #6d675e; --paper: #fbf8f1; --line: #ddd5c5; --seal: #a8321f; --blue: #2f5d8a; }
@@ -55,6 +56,7 @@ class ReportContent:
     Args:
         name: of the run.
         data: the data report (:mod:`hanmo.data.report`); ``tokens`` the report of the token corpus.
+        tokenizer: its rows on the built-in samples (:mod:`hanmo.text.report`).
         plan: lines that describe the network and the estimates.
         log: the entries of the run's log.
         evaluation: rows, comparison and signature, as :meth:`Evaluation.as_dict` gives them.
@@ -66,6 +68,7 @@ class ReportContent:
     name: str
     data: dict[str, Any]
     tokens: dict[str, Any]
+    tokenizer: list[dict[str, Any]]
     plan: dict[str, str]
     log: list[dict[str, Any]]
     evaluation: dict[str, Any]
@@ -102,6 +105,7 @@ def render(content: ReportContent) -> str:
         ("Loss · 损失曲线", loss_curve(content.log)),
         ("Samples · 样例", samples(content.samples)),
         ("Data · 数据", pairs(data_rows(content.data, content.tokens))),
+        ("Tokenizer · 分词器", tokenizer_table(content.tokenizer)),
         ("Model and estimates · 模型与估计", pairs(list(content.plan.items()))),
         ("Time · 用时", pairs([(name, human_time(seconds)) for name, seconds in content.timings.items()])),
         ("Settings and why · 设置与理由", settings_table(content.settings, content.computed)),
@@ -179,6 +183,20 @@ def data_rows(data: dict[str, Any], tokens: dict[str, Any]) -> list[tuple[str, s
             f"{tokens['characters_per_token']:.2f} characters per token",
         ),
     ]
+
+
+def tokenizer_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Characters per token on the built-in samples, beside a known tokenizer."""
+    names = ("this · 本模型", REFERENCE, "UTF-8")
+    head = "<tr><th>text · 文本</th>" + "".join(f"<th class=n>{escape(name)}</th>" for name in names) + "</tr>"
+    lines = [
+        f"<tr><td>{escape(row['name'])}</td><td class=n>{row['characters_per_token']:.2f}</td>"
+        f"<td class=n>{row['reference_characters_per_token']:.2f}</td>"
+        f"<td class=n>{row['raw_characters_per_token']:.2f}</td></tr>"
+        for row in rows
+    ]
+    note = "<p class=soft>characters per token, more is better · 每词元字符数，越大越好</p>"
+    return f"<table>{head}{''.join(lines)}</table>{note}"
 
 
 def samples(items: Sequence[Sample]) -> str:

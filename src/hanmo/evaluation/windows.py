@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import ModelError, UsageError
+from hanmo.language import pick
 from hanmo.progress import Progress
 
 Ints = NDArray[Any]
@@ -101,7 +102,7 @@ def token_logprobs(
     offsets = spans[:-1] + np.arange(spans.size - 1)  # of the separators in the stream
     plan = plan_windows(np.diff(spans), context_length, stride)
     logprobs = np.full(tokens.size, np.nan)
-    bar = Progress("evaluate", tokens.size, "tokens") if progress else None
+    bar = Progress(pick("evaluating", "评测"), tokens.size, "tokens") if progress else None
     done = 0
     for batch in _batches(plan, batch_tokens):
         begin, end = plan.begin[batch, None], plan.end[batch, None]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from hanmo.errors import UsageError, nearest
+from hanmo.language import pick
 
 if TYPE_CHECKING:
     import torch
@@ -118,13 +119,13 @@ def refusal(name: str, wanted: str, value: object, hint: str = "") -> UsageError
 def whole_number(name: str, value: object, low: int, high: int, hint: str = "") -> None:
     """Check that a field is an integer in ``low..high``."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise refusal(name, f"a whole number from {low} to {high}", value, hint)
+        raise refusal(name, pick(f"a whole number from {low} to {high}", f"{low} 到 {high} 的整数"), value, hint)
 
 
 def real_number(name: str, value: object, low: float, high: float, hint: str = "") -> None:
     """Check that a field is a number in ``low..high``; NaN is not."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise refusal(name, f"a number from {low} to {high}", value, hint)
+        raise refusal(name, pick(f"a number from {low} to {high}", f"{low} 到 {high} 的数"), value, hint)
 
 
 # Processors: float32 logits [B, V] in, new float32 logits [B, V] out -------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from hanmo.errors import Interrupted, ModelError
+from hanmo.language import pick
 from hanmo.models.transformer import Transformer
 from hanmo.progress import Progress, RunLog
 from hanmo.training.checkpoint import TrainingState, load_newest, save_checkpoint
@@ -180,7 +181,7 @@ class Trainer:
         state, start = self.state, time.monotonic() - self.state.elapsed
         saved_at = state.elapsed
         seen_before, began = state.tokens, time.monotonic()
-        with Progress("training", unit="tokens") as progress:
+        with Progress(pick("training", "训练"), unit="tokens") as progress:
             while (done := self.fraction(state.elapsed)) < 1:
                 loss = self.step(done)
                 state.step += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_evaluation_refuses_a_corpus_that_is_not_the_models(tmp_path: Path, caps
     capsys.readouterr()
     assert main(["evaluate", str(run)]) == 2
     assert "give the texts" in capsys.readouterr().err
+
+
+def test_the_whole_road_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("something tried to use the network")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert main(["build", str(text(tmp_path / "a.txt", 1)), "--out", str(tmp_path / "run"), *TRAIN]) == 0
+    assert main(["generate", str(tmp_path / "run"), "river", "--max-new-tokens", "3"]) == 0
 
 
 def comparison(difference: float, spread: float = 0.01) -> Comparison:

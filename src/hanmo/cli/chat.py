@@ -32,6 +32,9 @@ class ChatSettings(CommonSettings, GenerationSettings):
         default="smollm2-135m-instruct",
     )
     system: str | None = option(None, "instructions the model gets before the conversation", zh="系统提示")
+    temperature: float = option(
+        0.3, "0 takes the likeliest token, higher is more varied", zh="0 为贪心，越大越多样"
+    )  # small chat models lose the thread at the warmth that suits stories
     device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
 
 

@@ -33,9 +33,9 @@ def run(settings: PretrainSettings) -> Outcome:
     data = {"run": str(trained.run), "model": str(trained.model_folder), **asdict(result)}
     loss = f"{result.validation_loss:.4f}"
     text = pick(
-        f"validation loss {loss} nats per token (the whole split) after {result.steps:,} steps in "
+        f"validation loss {loss} nats per token after {result.steps:,} steps in "
         f"{human_time(result.seconds)}\nmodel: {trained.model_folder}",
-        f"验证损失 {loss} 纳特/词元（全部验证集），共 {result.steps:,} 步，用时 {human_time(result.seconds)}\n"
+        f"验证损失 {loss} 纳特/词元，共 {result.steps:,} 步，用时 {human_time(result.seconds)}\n"
         f"模型：{trained.model_folder}",
     )
     return Outcome(data, text)

@@ -67,7 +67,7 @@ PIECES = "|".join(
     ]
 )
 LONGEST_TOKEN = 32  # bytes; more would only memorise rulers of dashes and other boiler-plate
-SAMPLE_BYTES = 64_000_000  # merges hardly change with more text
+SAMPLE_BYTES = 32_000_000  # merges hardly change with more text
 CUT_CHARACTERS = 100_000  # a document is handed over in parts: the library holds 256 of them at a time
 
 

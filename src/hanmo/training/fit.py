@@ -30,6 +30,7 @@ WARMUP_STEPS = 20  # short: the blocks start as identities, so full rates are sa
 COOLDOWN = 0.6  # the last share of the horizon, in which the rate falls linearly
 FINAL_RATE = 0.02  # of the peak
 CHECKPOINT_SECONDS = 60.0
+FINAL_TOKENS = 500_000  # the closing evaluation must not outlast the training; most validation splits are smaller
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class FitResult:
     """What training ended with.
 
     Args:
-        validation_loss: nats per token on the whole validation split, of the weights that were kept.
+        validation_loss: nats per token of the weights that were kept, on the whole validation split, or on 500,000
+            tokens spread over a larger one.
         best_step: the step those weights are from.
         steps, tokens, seconds: of the whole run, all sessions together.
         tokens_per_second: of this session.
@@ -268,14 +270,14 @@ class Trainer:
         save_checkpoint(self.checkpoints, tensors, self.optimizer.state_tensors(), self.state)
 
     def finish(self, tokens: int, seconds: float) -> FitResult:
-        """Choose between the last and the best weights, on the whole validation split."""
+        """Choose between the last and the best weights, on the whole validation split (or a large part of it)."""
         self.model.eval()
-        final = self.objective.validate(self.model, self.device)
+        final = self.objective.validate(self.model, self.device, FINAL_TOKENS)
         best_step = self.state.step
         if self.best and self.state.best_step < self.state.step:
             last = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
             self.model.load_state_dict(self.best)
-            loss = self.objective.validate(self.model, self.device)
+            loss = self.objective.validate(self.model, self.device, FINAL_TOKENS)
             if loss < final:
                 final, best_step = loss, self.state.best_step
             else:

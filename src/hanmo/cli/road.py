@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import shutil
 from collections.abc import Iterator
@@ -182,15 +181,8 @@ def spread(corpus: Corpus, max_bytes: int) -> Iterator[str]:
     return (text for text, _ in islice(corpus.pieces("train"), 0, None, every))
 
 
-def make_tokenizer(
-    corpus: Corpus, settings: TokenizerSettings, resolution: Resolution, size: str, seen: float = math.inf
-) -> Tokenizer:
-    """Train the tokenizer on the training split, or load the one that was named.
-
-    Args:
-        size: of the model it is for.
-        seen: tokens that the model will see in training; a short training wants a small vocabulary.
-    """
+def make_tokenizer(corpus: Corpus, settings: TokenizerSettings, resolution: Resolution, size: str) -> Tokenizer:
+    """Train the tokenizer on the training split for a model of this size, or load the one that was named."""
     from hanmo.text.training import SAMPLE_BYTES, train_bpe, train_char
     from hanmo.training.plan import choose_vocabulary
 
@@ -199,9 +191,7 @@ def make_tokenizer(
     if settings.tokenizer != "bpe":
         return named_tokenizer(settings.tokenizer)
     chinese = corpus.report["languages"].get("zh", 0.0)
-    resolution.compute(
-        settings, "vocab_size", *choose_vocabulary(size, corpus.num_bytes("train"), seen, chinese_share=chinese)
-    )
+    resolution.compute(settings, "vocab_size", *choose_vocabulary(size, chinese_share=chinese))
     assert settings.vocab_size is not None
     return train_bpe(spread(corpus, SAMPLE_BYTES), settings.vocab_size)
 
@@ -271,7 +261,7 @@ def train_run(run: Path, paths: list[str], settings: RoadSettings) -> TrainedRun
     machine = dial.measure_machine(device)
     corpus = prepare_corpus(paths, settings, run / "data", unchanged=settings.resume)
     size = dial.choose_size(settings, resolution, machine)
-    tokenizer = make_tokenizer(corpus, settings, resolution, size, dial.tokens_seen(settings, size, machine))
+    tokenizer = make_tokenizer(corpus, settings, resolution, size)
     tokens = corpus.tokenize(tokenizer)
     held_out = [tokens.num_tokens(split) for split in ("validation", "test") if tokens.num_tokens(split)]
     plan = dial.make_plan(

@@ -65,9 +65,6 @@ LADDER = dict(
 TOKENS_PER_PARAMETER = 3.0
 MAX_EPOCHS = 10.0  # beyond about ten passes a small model learns its corpus by heart instead of its language
 LEAST_STEPS = 200  # fewer, and the warm-up is most of the training
-BYTE_VOCABULARY = 260  # 256 bytes and the control tokens
-BYTE_PASSES = 0.5  # below so many passes over the text, single bytes beat pairs
-BYTES_PER_TOKEN = 2.5  # of English and code with about a thousand entries
 CHINESE_VOCABULARY = 4  # times as many entries: a Chinese text has thousands of characters
 GAIN_PER_DOUBLING = 0.15  # bits per byte, for budgets of minutes
 CPU_OVERHEAD = 0.0075e-9 * 128  # seconds; width 128 trains at about 85 GFLOP/s on cores of 190 and of 310 GFLOP/s
@@ -218,37 +215,17 @@ def choose_size(settings: TrainingSettings, resolution: Resolution, machine: Mac
     return settings.size
 
 
-def tokens_seen(settings: TrainingSettings, size: str, machine: Machine) -> float:
-    """Tokens that a model of this size sees within the budget or the number of steps."""
-    rung = LADDER[size]
-    if settings.max_steps is not None:
-        return float(settings.max_steps * rung.batch_tokens)
-    config = model_config(size, rung.vocabulary, rung.context)
-    return machine.tokens_per_second(config, rung.context) * horizon_seconds(settings)
-
-
-def choose_vocabulary(size: str, text_bytes: int, seen: float, *, chinese_share: float) -> tuple[int, str]:
-    """How many entries the tokenizer should have, and the reason.
-
-    A large vocabulary packs more text into each token, but its thousands of embeddings must each be learnt. Where the
-    budget reads only a small part of the text, single bytes are learnt best (``benchmarks/results/dial.md``).
+def choose_vocabulary(size: str, *, chinese_share: float) -> tuple[int, str]:
+    """How many entries the tokenizer should have, and the reason (``benchmarks/results/dial.md``).
 
     Args:
-        text_bytes: of the training split.
-        seen: tokens the model will see.
         chinese_share: share of Chinese text, which has thousands of characters.
     """
     vocabulary = LADDER[size].vocabulary
-    passes = seen * BYTES_PER_TOKEN / text_bytes
     if chinese_share > 0.3:
         return vocabulary * CHINESE_VOCABULARY, pick(
             f"suits the size; {chinese_share:.0%} of the text is Chinese",
             f"与模型大小相称；{chinese_share:.0%} 的文本为中文",
-        )
-    if passes < BYTE_PASSES:
-        return BYTE_VOCABULARY, pick(
-            f"single bytes: the budget reads about {passes:.0%} of the text, too little to learn words",
-            f"逐字节：预算只够读约 {passes:.0%} 的文本，不足以学会成词的词元",
         )
     return vocabulary, pick(
         "suits the size: the embedding should not outweigh the blocks", "与模型大小相称：词嵌入不应大过其余部分"

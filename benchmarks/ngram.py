@@ -1,10 +1,12 @@
-"""Time and memory of the 5-gram model: training, scoring, saving, loading.
+"""Time and memory of the 5-gram model: training, scoring, saving, loading, and its ARPA file beside KenLM.
 
 Method: the text is the source of Python's standard library, which every machine has. Case "words": its first million
 words and punctuation marks, one document per line, the 50,000 commonest kept. Case "bpe": all of it, one document per
 file, through a byte-level BPE of 8,192 ids trained here on a quarter of the files. One document in ten is held out and
 scored. Each case runs in a process of its own that reads nothing but the ids; peak memory is that process's largest
-resident set, Python and numpy included. Run: python benchmarks/ngram.py [words|bpe]
+resident set, Python and numpy included. Case "words" also writes an ARPA file, reads it, and scores the held-out text
+with KenLM's Python module where that is installed (that module does not train, so there is no training time of KenLM
+beside ours). Run: python benchmarks/ngram.py [words|bpe]
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hanmo.models.arpa import read_arpa, write_arpa
 from hanmo.models.ngram import NGramModel
 
 ORDER = 5
@@ -96,6 +101,8 @@ def measure(folder: Path, vocab_size: int) -> dict[str, float]:
     model.save(folder / "model.safetensors")
     saved = time.perf_counter()
     NGramModel.load(folder / "model.safetensors")
+    loaded = time.perf_counter()
+    arpa = measure_arpa(folder, model, held_out) if vocab_size == WORD_TYPES else {}
     return {
         "tokens": model.trained_on["tokens"],
         "documents": model.trained_on["documents"],
@@ -107,9 +114,48 @@ def measure(folder: Path, vocab_size: int) -> dict[str, float]:
         "score_mtokens_per_min": held_out.size / (scored - trained) * 60 / 1e6,
         "next_logprobs_ms": (stepped - scored) * 1000 / min(200, len(train)),
         "save_s": saved - stepped,
-        "load_s": time.perf_counter() - saved,
+        "load_s": loaded - saved,
         "held_out_perplexity": float(np.exp(nats.mean())),
+        **arpa,
     }
+
+
+def measure_arpa(folder: Path, model: NGramModel, held_out: np.ndarray) -> dict[str, float]:
+    """Write and read an ARPA file whose words are the ids, and compare with KenLM on the held-out lines."""
+    path = folder / "model.arpa"
+    start = time.perf_counter()
+    write_arpa(model, path, ["</s>", "<unk>", *map(str, range(2, model.vocab_size))])
+    written = time.perf_counter()
+    again, _ = read_arpa(path)
+    read = time.perf_counter()
+    ours = model.logprobs(held_out) / np.log(10)
+    result = {
+        "arpa_write_s": written - start,
+        "arpa_read_s": read - written,
+        "arpa_mb": path.stat().st_size / 1e6,
+        "arpa_peak_gb": peak_gigabytes(),
+        "arpa_largest_log10_difference": float(np.abs(again.logprobs(held_out) / np.log(10) - ours).max()),
+    }
+    try:
+        import kenlm
+    except ImportError:
+        return result
+    lines = [" ".join("<unk>" if i == 1 else str(i) for i in line[:-1]) for line in split_lines(held_out)]
+    start = time.perf_counter()
+    theirs: Any = kenlm.Model(str(path))
+    loaded = time.perf_counter()
+    scores = np.array([score[0] for line in lines for score in theirs.full_scores(line)])
+    return result | {
+        "kenlm_load_arpa_s": loaded - start,
+        "kenlm_score_mtokens_per_min": held_out.size / (time.perf_counter() - loaded) * 60 / 1e6,
+        "kenlm_perplexity": float(10 ** -scores.mean()),
+        "kenlm_largest_log10_difference": float(np.abs(scores - ours).max()),
+    }
+
+
+def split_lines(ids: np.ndarray) -> list[np.ndarray]:
+    """The documents of a stream, each with its end."""
+    return np.split(ids, np.flatnonzero(ids == 0)[:-1] + 1)
 
 
 def run(case: str, texts: list[str]) -> None:
@@ -121,11 +167,18 @@ def run(case: str, texts: list[str]) -> None:
         np.save(folder / "ids.npy", np.concatenate(documents))
         np.save(folder / "spans.npy", np.cumsum([0, *map(len, documents)]))
         command = [sys.executable, __file__, "--measure", name, str(vocab_size)]
-        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     seconds, gigabytes = BARS[case]
     print(f"\n{case}: {ORDER}-gram, vocabulary {vocab_size:,}")
     for key, value in result.items():
-        print(f"  {key:<24} {value:,.3f}" if isinstance(value, float) else f"  {key:<24} {value:,}")
+        shown = (
+            f"{value:.1e}"
+            if key.endswith("difference")
+            else f"{value:,.3f}"
+            if isinstance(value, float)
+            else f"{value:,}"
+        )
+        print(f"  {key:<30} {shown}")
     met = result["train_s"] < seconds and result["peak_gb"] < gigabytes
     print(f"  bar: under {seconds:.0f} s and {gigabytes} GB: {'met' if met else 'MISSED'}")
 
@@ -145,7 +198,12 @@ def main(arguments: list[str]) -> None:
     print(
         f"{processor()}, {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} before the start; {time.strftime('%F')}"
     )
-    print(f"Python {platform.python_version()}, numpy {np.__version__}, {platform.system()} {platform.machine()}")
+    try:
+        kenlm = metadata.version("kenlm")
+    except metadata.PackageNotFoundError:
+        kenlm = "not installed"
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}, kenlm {kenlm}"
+    print(f"{versions}, {platform.system()} {platform.machine()}")
     texts = library_texts()
     for case in arguments or list(BARS):
         run(case, texts)

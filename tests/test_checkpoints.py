@@ -96,11 +96,11 @@ def foreign(saved: Path) -> Path:
 SHAPES: dict[str, dict[str, Any]] = {
     "llama tied grouped": {},
     "llama untied": {"tie_embeddings": False, "num_kv_heads": 4},
-    "llama one key head, biases": {"num_kv_heads": 1, "attention_bias": True, "mlp_bias": True},
+    "llama one key head, biases": {"num_kv_heads": 1, "attention_bias": True, "output_bias": True, "mlp_bias": True},
     "llama 3 rotary scaling": {"rope_scaling": LLAMA3},
     "linear rotary scaling": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-    "qwen3 tied, wide heads": {"qk_norm": True, "head_dim": 20},
-    "qwen3 untied": {"qk_norm": True, "tie_embeddings": False},
+    "qwen3 tied, wide heads": {"model_type": "qwen3", "qk_norm": True, "head_dim": 20},
+    "qwen3 untied": {"model_type": "qwen3", "qk_norm": True, "tie_embeddings": False},
 }
 
 
@@ -321,7 +321,7 @@ def test_unknown_architecture_lists_the_known_ones(foreign: Path) -> None:
     edit(foreign / "config.json", lambda value: value.update(model_type="gpt_bigcode"))
     with pytest.raises(ModelError, match="gpt_bigcode") as caught:
         load_folder(foreign)
-    assert "llama, qwen3" in caught.value.fix
+    assert "llama, mistral, qwen2, qwen3, gpt2" in caught.value.fix
     assert caught.value.where == str(foreign / "config.json")
 
 
@@ -528,7 +528,7 @@ HOSTILE: dict[str, bytes] = {
     "shape that is text": pack(one(shape="22"), DATA),
     "unknown type": pack(one(dtype="F31"), DATA),
     "type that is no text": pack(one(dtype=["F32"]), DATA),
-    "integers as weights": pack(one(dtype="I32"), DATA),
+    "integers as weights": pack(one(dtype="I16"), DATA),
     "a web page": b"<!DOCTYPE html>" + b" " * 100,
     "a git lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
 }

@@ -14,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 
 from hanmo.errors import DataError, ModelError, UsageError
 from hanmo.inference import batch as batch_module
-from hanmo.inference import engine
+from hanmo.inference import engine, networks
 from hanmo.inference.engine import Completion, LanguageModel
+from hanmo.models.architectures import take_over
 from hanmo.models.transformer import KVCache, TransformerConfig, build
 from hanmo.text.tokenizer import Tokenizer
 from hanmo.text.training import train_bpe
@@ -140,7 +141,7 @@ def make_pair(family: str, tokenizer: Tokenizer) -> Pair:
             else:
                 parameter.normal_(0, 1.0 if "embed" in name or "lm_head" in name else 2 * parameter.size(1) ** -0.5)
     config = TransformerConfig.from_hf(theirs.config.to_dict())
-    return Pair(theirs, LanguageModel(build(config, theirs.state_dict()), tokenizer, name=family))
+    return Pair(theirs, LanguageModel(build(*take_over(config, dict(theirs.state_dict()))), tokenizer, name=family))
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -160,7 +161,7 @@ def model(llama: Pair) -> LanguageModel:
 
 def random_ids(model: LanguageModel, length: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(4, model.config.vocab_size, (length,), generator=generator).tolist()  # type: ignore[no-any-return]
+    return torch.randint(4, model.network.vocab_size, (length,), generator=generator).tolist()  # type: ignore[no-any-return]
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -322,7 +323,7 @@ def test_generation_ends_at_the_end_of_the_context(model: LanguageModel) -> None
 
 
 def test_a_row_for_which_every_token_is_forbidden_ends(model: LanguageModel) -> None:
-    small = dataclasses.replace(model.config, vocab_size=8, max_position_embeddings=32)
+    small = dataclasses.replace(model.model.config, vocab_size=8, max_position_embeddings=32)
     state = {name: t[:8] if "embed" in name or "lm_head" in name else t for name, t in model.model.state_dict().items()}
     tiny = LanguageModel(build(small, state), model.tokenizer)
     for temperature in (0.0, 1.0):
@@ -468,7 +469,7 @@ def test_what_is_no_prompt_is_refused(model: LanguageModel) -> None:
 def test_a_network_that_computes_nan_is_an_error_and_not_a_text(llama: Pair, tokenizer: Tokenizer) -> None:
     state = {name: tensor.clone() for name, tensor in llama.ours.model.state_dict().items()}
     state["model.norm.weight"].fill_(3e38)
-    broken = LanguageModel(build(llama.ours.config, state), tokenizer, name="broken")
+    broken = LanguageModel(build(llama.ours.model.config, state), tokenizer, name="broken")
     with pytest.raises(ModelError, match=r"broken: the network computes NaN"):
         broken.generate("a", temperature=1.0)
 
@@ -500,7 +501,7 @@ def test_logprobs_equal_transformers_and_begin_after_the_separator(pair: Pair, m
     logits = pair.their_logits([0, *ids[:-1]])  # 0: the document separator
     expected = logits.log_softmax(dim=-1)[torch.arange(50), torch.tensor(ids)]
     assert_close(pair.ours.logprobs(ids), expected)
-    monkeypatch.setattr(engine, "LOGIT_VALUES", 7 * pair.ours.config.vocab_size)  # seven positions at a time
+    monkeypatch.setattr(networks, "LOGIT_VALUES", 7 * pair.ours.network.vocab_size)  # seven positions at a time
     assert_close(pair.ours.logprobs(ids), expected)
     assert pair.ours.logprobs([]).shape == (0,)
 
@@ -517,8 +518,8 @@ def test_scores_of_right_padded_rows_do_not_depend_on_the_padding(
     assert scores.dtype == np.float64
     for row, ids in enumerate(rows):
         np.testing.assert_allclose(scores[row, : len(ids) - 1], model.score(np.array([ids]))[0], atol=1e-4)
-    monkeypatch.setattr(engine, "SCORE_TOKENS", CONTEXT)
-    monkeypatch.setattr(engine, "LOGIT_VALUES", 10 * model.config.vocab_size)
+    monkeypatch.setattr(networks, "SCORE_TOKENS", CONTEXT)
+    monkeypatch.setattr(networks, "LOGIT_VALUES", 10 * model.network.vocab_size)
     np.testing.assert_allclose(model.score(padded), scores, atol=1e-4)
 
 

@@ -89,7 +89,7 @@ def test_a_catalog_name_is_fetched(
     [
         ("smollm2-135m-instrukt", "did you mean 'smollm2-135m-instruct'?"),
         ("peoms", "did you mean 'poems'?"),
-        ("qqqqqq", "known: poems, smollm2-135m-instruct"),
+        ("qqqqqq", "known: all-minilm-l6-v2, poems, smollm2-135m-instruct"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(
@@ -107,9 +107,9 @@ def test_a_place_without_a_model_is_an_error_that_says_what_is_missing(place: Pa
     with pytest.raises(ModelError, match="the folder holds no model") as caught:
         load("empty")
     assert "config.json" in caught.value.why
-    (place / "notes.txt").write_text("x")
+    (place / "notes.md").write_text("x")
     with pytest.raises(ModelError, match="this file is not a model"):
-        load("notes.txt")
+        load("notes.md")
     for name in ("a.gguf", "b.gguf"):
         (place / "empty" / name).write_bytes(b"")
     with pytest.raises(ModelError, match="holds 2 GGUF files") as caught:
@@ -238,7 +238,7 @@ def assert_same_greedy_ids(model: LanguageModel, theirs: LlamaForCausalLM, promp
 def in_transformers(model: LanguageModel) -> LlamaForCausalLM:
     """The same weights in transformers."""
     with torch.device("meta"):
-        theirs = LlamaForCausalLM(LlamaConfig(**model.config.to_hf(), attn_implementation="eager"))
+        theirs = LlamaForCausalLM(LlamaConfig(**model.model.config.to_hf(), attn_implementation="eager"))
     theirs.load_state_dict(model.model.state_dict(), strict=False, assign=True)
     theirs.tie_weights()
     theirs.model.rotary_emb = type(theirs.model.rotary_emb)(theirs.config)

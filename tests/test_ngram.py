@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,32 @@ def test_discounts_by_hand() -> None:
     assert ngram._discounts(np.array([1, 2, 3, 3, 3, 3])) == FALLBACK_DISCOUNTS  # D2 would be negative
 
 
+def test_estimated_discounts_by_hand() -> None:
+    # 0 = separator, 1 = a, 2 = b, 3 = c, 4 = d (never seen). Documents: "a", "a b", "a", "b c b".
+    # Bigrams: <s>a 3; a</s> 2, b</s> 2; <s>b, ab, bc, cb 1. n1..n4 = 4, 2, 1, 0: Y = 4/8, D = 1/2, 5/4, 3.
+    # Left neighbours: b 3 (<s>, a, c); </s> 2 (a, b); a, c 1. n1..n4 = 2, 1, 1, 0: Y = 2/4, D = 1/2, 1/2, 3. Sum 7.
+    model = train([[1], [1, 2], [1], [2, 3, 2]], 2, 5)
+    assert model.discounts == [(0.5, 0.5, 3.0), (0.5, 1.25, 3.0)]
+    # Left to the uniform: (1/2 + 1/2 + 1/2 + 3) / 7 = 9/14, so 9/70 for each of 5 words. The rest of each word:
+    # a, c (1 - 1/2) / 7 = 5/70;  b (3 - 3) / 7 = 0;  </s> (2 - 1/2) / 7 = 15/70.
+    unigrams = [24 / 70, 14 / 70, 9 / 70, 14 / 70, 9 / 70]
+    assert np.exp(model.tables[0].logprobs) == pytest.approx(unigrams, rel=1e-12)
+    # After <s>, 4 times: a (3 - 3) / 4 = 0, b (1 - 1/2) / 4 = 1/8; (3 + 1/2) / 4 = 7/8 goes to the unigrams:
+    # </s> 7/8 24/70 = 24/80, a 7/8 14/70 = 14/80, b 1/8 + 7/8 9/70 = 19/80, c 14/80, d 9/80.
+    assert np.exp(model.next_logprobs([])) == pytest.approx([24 / 80, 14 / 80, 19 / 80, 14 / 80, 9 / 80], rel=1e-12)
+    # After a, 3 times: </s> (2 - 5/4) / 3 = 1/4, b (1 - 1/2) / 3 = 1/6; (5/4 + 1/2) / 3 = 7/12 goes to the unigrams:
+    # </s> 1/4 + 7/12 24/70 = 9/20, a 7/12 14/70 = 7/60, b 1/6 + 7/12 9/70 = 29/120, c 7/60, d 3/40.
+    assert np.exp(model.next_logprobs([1])) == pytest.approx([9 / 20, 7 / 60, 29 / 120, 7 / 60, 3 / 40], rel=1e-12)
+    # After b, 3 times, likewise </s> 9/20. The sentence "a b" has P = 14/80 29/120 9/20, and three predictions.
+    probability = 14 / 80 * 29 / 120 * 9 / 20
+    assert model.perplexity([1, 2, 0]) == pytest.approx(probability ** (-1 / 3), rel=1e-12)
+    # Without the unknown word, here b: P(a) and P(</s>), two predictions.
+    assert model.perplexity([1, 2, 0], unknown_id=2) == pytest.approx((14 / 80 * 9 / 20) ** (-1 / 2), rel=1e-12)
+    with pytest.raises(DataError, match="no words") as caught:
+        model.perplexity([2], unknown_id=2)
+    assert caught.value.zh
+
+
 documents_of_words = st.lists(st.lists(st.integers(1, 4), max_size=12), min_size=1, max_size=8)
 
 
@@ -129,6 +156,18 @@ def test_equals_the_plain_implementation(
         words: list[Any] = ["</s>", 1, 2, 3, 4, 5, 6 if one_separator else None]
         wanted = [plain.probability(word, ("<s>", *document)) if word else 0.0 for word in words]
         assert np.allclose(following, wanted, rtol=0, atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(documents_of_words, st.integers(1, 6), st.booleans())
+def test_every_seen_context_gives_a_distribution(documents: list[list[int]], order: int, one_separator: bool) -> None:
+    bos = SEPARATOR if one_separator else 6
+    model = NGramModel.train(documents, order, 7, bos_id=bos, eos_id=SEPARATOR)
+    contexts = {tuple(document[:end]) for document in documents for end in range(len(document) + 1)}
+    # A word that no document has makes what stands before it an end: "5 a b" asks for the context "a b".
+    contexts |= {(5, *context[begin:]) for context in contexts for begin in range(len(context))}
+    for context in contexts:
+        assert abs(np.exp(model.next_logprobs(context)).sum() - 1) < 1e-9
 
 
 def zipf_documents(num_words: int = 3000) -> list[list[int]]:
@@ -172,6 +211,33 @@ def test_small_chunks_change_nothing(order: int, monkeypatch: pytest.MonkeyPatch
         assert (whole.logprobs(stream) == expected).all()
 
 
+def test_a_large_vocabulary() -> None:
+    # prefix_row * vocab_size + word exceeds 32 bits.
+    generator = np.random.default_rng(5)
+    top = 200_000
+    documents = [(top - generator.integers(1, 9, 12)).tolist() for _ in range(8)]
+    model, plain = train(documents, 4, top), PlainKneserNey(documents, 4, top)
+    for document in documents:
+        expected = [plain.probability(word, ("<s>", *document[:t])) for t, word in enumerate(document)]
+        assert np.exp(model.logprobs(document)) == pytest.approx(expected, abs=1e-10)
+
+
+def test_documents_are_read_once_and_not_kept() -> None:
+    texts = [np.array([*document, SEPARATOR]) for document in zipf_documents(2000)]
+
+    def peak(times: int) -> int:
+        documents = (document for _ in range(times) for document in texts)
+        tracemalloc.start()
+        try:
+            model = train(documents, 3, 41, chunk_tokens=3000)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            assert model.trained_on["tokens"] == times * sum(text.size for text in texts)
+
+    assert peak(200) < 1.2 * peak(5)  # the same n-grams, 40 times the tokens
+
+
 def test_stream_documents_and_steps_agree() -> None:
     documents = zipf_documents(600)
     model = train(documents, 3, 41)
@@ -179,6 +245,8 @@ def test_stream_documents_and_steps_agree() -> None:
     ended = [np.array([*document, SEPARATOR], dtype=np.uint16) for document in documents]
     flat = np.concatenate(ended)
     assert (NGramModel.train([flat], 3, 41, bos_id=0, eos_id=0).logprobs(flat) == model.logprobs(flat)).all()
+    in_pieces = NGramModel.train(iter([flat]), 3, 41, bos_id=0, eos_id=0, chunk_tokens=50)
+    assert (in_pieces.logprobs(flat) == model.logprobs(flat)).all()
     assert (np.concatenate([model.logprobs(document) for document in ended]) == model.logprobs(flat)).all()
     for t, word in enumerate(ended[0]):
         assert model.next_logprobs(ended[0][:t])[word] == pytest.approx(model.logprobs(ended[0])[t])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hanmo.models.device import available_memory
-from hanmo.models.transformer import Transformer, num_parameters, training_memory_bytes
+from hanmo.models.cost import num_parameters, training_memory_bytes
+from hanmo.models.transformer import Transformer
 from hanmo.settings import Resolution
 from hanmo.training import plan as dial
 from hanmo.training.settings import SIZES, TrainingSettings

@@ -27,7 +27,7 @@ from hanmo.training.fit import FitSettings, Trainer, rate_scale
 from hanmo.training.objectives import CausalLanguageModeling
 from hanmo.training.optimizer import Optimizer, OptimizerSettings, orthogonalize
 
-CONFIG = TransformerConfig(61, 32, 2, 4, 2, 8, 48, 32, qk_norm=True)
+CONFIG = TransformerConfig(61, 32, 2, 4, 2, 8, 48, 32, qk_norm=True, model_type="qwen3")
 CPU = torch.device("cpu")
 
 

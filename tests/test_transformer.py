@@ -12,19 +12,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hanmo.errors import ModelError
-from hanmo.models.transformer import (
-    KVCache,
-    Transformer,
-    TransformerConfig,
-    build,
-    forward_flops_per_token,
-    kv_cache_bytes,
-    num_parameters,
-)
+from hanmo.models.cost import forward_flops_per_token, kv_cache_bytes, num_parameters
+from hanmo.models.transformer import KVCache, Transformer, TransformerConfig, build
 
 CONFIG = TransformerConfig(67, 32, 3, 4, 2, 8, 48, 64)
 VARIANTS = [
-    dataclasses.replace(CONFIG, tie_embeddings=tie, qk_norm=qk, attention_bias=bias, mlp_bias=bias, num_kv_heads=kv)
+    dataclasses.replace(
+        CONFIG,
+        tie_embeddings=tie,
+        qk_norm=qk,
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=bias,
+        num_kv_heads=kv,
+        model_type="qwen3" if qk else "llama",
+    )
     for tie, qk, bias, kv in itertools.product([True, False], [True, False], [True, False], [1, 4])
 ]
 
@@ -83,7 +85,7 @@ def test_configuration_survives_the_hugging_face_form(config: TransformerConfig)
         ({"head_dim": 7}, "even"),
         ({"vocab_size": 0}, "vocab_size must be a positive whole number"),
         ({"num_layers": 2.0}, "num_layers must be a positive whole number"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "unknown rotary scaling 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "unknown rotary scaling 'dynamic'"),
     ],
 )
 def test_contradictory_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -95,9 +97,9 @@ def test_contradictory_sizes_are_refused(changes: dict[str, Any], message: str) 
     ("changes", "message"),
     [
         ({"model_type": "mamba"}, "the architecture 'mamba' is not known"),
-        ({"hidden_act": "gelu"}, "the activation 'gelu' is not known"),
+        ({"hidden_act": "mish"}, "the activation 'mish' is not known"),
         ({"vocab_size": None}, "vocab_size must be"),
-        ({"use_sliding_window": True}, "sliding-window"),
+        ({"pretraining_tp": 2}, "the variant pretraining_tp = 2"),
     ],
 )
 def test_unknown_architectures_are_refused(changes: dict[str, Any], message: str) -> None:

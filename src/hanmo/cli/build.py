@@ -7,15 +7,18 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hanmo.cli.outcome import Outcome
-from hanmo.cli.road import RoadSettings, TrainedRun, open_run, train_run, versions
+from hanmo.cli.road import RoadSettings, open_run, train_run, versions
+from hanmo.errors import UsageError
 from hanmo.folder import write_json
 from hanmo.language import pick
 from hanmo.settings import argument, notice
 
 if TYPE_CHECKING:
+    from hanmo.data.corpus import Corpus
+    from hanmo.data.tokens import TokenCorpus
     from hanmo.evaluation.comparison import Comparison
     from hanmo.evaluation.report import Sample
     from hanmo.inference.engine import LanguageModel
@@ -39,18 +42,18 @@ class BuildSettings(RoadSettings):
     )
 
 
-def write_samples(model: LanguageModel, trained: TrainedRun) -> list[Sample]:
+def write_samples(model: LanguageModel, corpus: Corpus, tokens: TokenCorpus) -> list[Sample]:
     """Continue the beginnings of some held-out documents."""
     from hanmo.evaluation.report import Sample
 
-    split = "test" if trained.corpus.num_documents("test") else "validation"
+    split = "test" if corpus.num_documents("test") else "validation"
     length = max(4, min(32, model.context_length // 4))
     prompts = []
-    for document in islice(trained.corpus.documents(split), SAMPLES):
+    for document in islice(corpus.documents(split), SAMPLES):
         ids = model.tokenizer.encode(document[:2000])[:length]
         prompts.append(model.tokenizer.decode(ids).rstrip("\ufffd"))  # a cut may fall inside a character
-    tokens = int(SAMPLE_CHARACTERS / trained.tokens.manifest["report"]["characters_per_token"])
-    room = min(tokens, model.context_length - 2 * length)
+    wanted = int(SAMPLE_CHARACTERS / tokens.report["characters_per_token"])
+    room = min(wanted, model.context_length - 2 * length)
     completions = model.generate(prompts, max_new_tokens=max(8, room), temperature=0.7, top_p=0.95, seed=0)
     return [Sample(prompts[completion.index], completion.text) for completion in completions]
 
@@ -80,6 +83,15 @@ def advice(comparison: Comparison, plan: Plan) -> str:
 
 def run(settings: BuildSettings) -> Outcome:
     """Walk the whole road and write the report."""
+    strange = "--architecture ngram" if settings.architecture == "ngram" else "--tokenizer words"
+    if settings.architecture == "ngram" or settings.tokenizer == "words":
+        raise UsageError(
+            f"{strange} belongs to hanmo pretrain",
+            where="hanmo build",
+            why="the report compares a trained network of your texts with an n-gram model of them",
+            fix=f"hanmo pretrain {' '.join(settings.paths)} {strange}",
+            zh=f"{strange} 请用于 hanmo pretrain",
+        )
     with open_run(settings.paths, settings) as folder:
         return build(folder, settings)
 
@@ -95,12 +107,12 @@ def build(folder: Path, settings: BuildSettings) -> Outcome:
     trained = train_run(folder, settings.paths, settings)
     trained_at = time.monotonic()
     model = load(trained.model_folder)
-    split = "test" if trained.corpus.num_documents("test") else "validation"
-    evaluation = evaluate_with_baselines(
-        model, trained.run.name, model.tokenizer, trained.corpus, trained.tokens, split
-    )
+    corpus, tokens = trained.texts.corpus, cast("TokenCorpus", trained.texts.tokens)
+    assert corpus is not None  # word-level corpora were refused
+    split = "test" if corpus.num_documents("test") else "validation"
+    evaluation = evaluate_with_baselines(model, trained.run.name, model.tokenizer, corpus, tokens, split)
     evaluated_at = time.monotonic()
-    samples = write_samples(model, trained)
+    samples = write_samples(model, corpus, tokens)
     result = trained.result
     hint = advice(evaluation.comparison, trained.plan)
     verdict = f"{evaluation.comparison.sentence()}. {hint}".strip()
@@ -112,8 +124,8 @@ def build(folder: Path, settings: BuildSettings) -> Outcome:
     }
     content = ReportContent(
         name=trained.run.name,
-        data=trained.corpus.report,
-        tokens=trained.tokens.manifest["report"],
+        data=corpus.report,
+        tokens=tokens.report,
         tokenizer=tokenizer_report(model.tokenizer)["texts"],
         plan=trained.plan.rows() | {pick("measured speed", "实测速度"): f"{result.tokens_per_second:,.0f} tok/s"},
         log=read_log(trained.run / "log.jsonl"),

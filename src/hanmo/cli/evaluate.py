@@ -58,9 +58,17 @@ def own_data(settings: EvaluateSettings) -> str:
 
 def run(settings: EvaluateSettings) -> Outcome:
     """Score the model and its baselines."""
+    from hanmo.cli.words import evaluate_words, is_word_model, refuse_data_settings
     from hanmo.evaluation.baselines import evaluate_with_baselines
-    from hanmo.inference.loading import load
+    from hanmo.evaluation.words import describe_words
+    from hanmo.inference.loading import find, load
 
+    folder = find(settings.model, offline=settings.offline)
+    if is_word_model(folder):
+        refuse_data_settings(settings)
+        out = Path(settings.out or "evaluation-data")
+        rows = evaluate_words(folder, settings.paths, out, part=settings.part, device=settings.device)
+        return Outcome({"words": [row.as_dict() for row in rows]}, describe_words(rows))
     model = load(settings.model, device=settings.device, offline=settings.offline)
     paths = settings.paths or [own_data(settings)]
     corpus = prepare_corpus(paths, settings, Path(settings.out or "evaluation-data"))

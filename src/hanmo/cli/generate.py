@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
 
 from hanmo.cli.outcome import Outcome
 from hanmo.errors import UsageError
 from hanmo.inference.settings import GenerationSettings
-from hanmo.settings import CommonSettings, argument, option
+from hanmo.settings import CommonSettings, argument, notice, option
 
 HELP = "continue prompts with a model"
 HELP_ZH = "让模型续写"
@@ -19,8 +21,8 @@ class GenerateSettings(CommonSettings, GenerationSettings):
     """Settings of ``hanmo generate``."""
 
     model: str = argument(
-        "a run, a model folder, a GGUF file or a name from the catalog",
-        zh="运行目录、模型文件夹、GGUF 文件或目录中的名称",
+        "a run, a model folder, a GGUF file, a name from the catalog, or openai:MODEL@ADDRESS",
+        zh="运行目录、模型文件夹、GGUF 文件、目录中的名称，或 openai:模型@地址",
     )
     prompts: list[str] = argument(
         "texts to continue; '-' or none reads one from standard input",
@@ -53,18 +55,26 @@ def read_prompts(given: list[str]) -> list[str]:
 def run(settings: GenerateSettings) -> Outcome | None:
     """Write the continuation as it comes; several prompts or JSON are answered together."""
     from hanmo.inference.loading import load
+    from hanmo.inference.remote import RemoteModel
 
     prompts = read_prompts(settings.prompts)
-    model = load(settings.model, device=settings.device, offline=settings.offline)
+    model: Any = load(settings.model, device=settings.device, offline=settings.offline)
     options = {**settings.sampling_options(), "n": settings.n, "ignore_eos": settings.ignore_eos}
     if len(prompts) == 1 and settings.n == 1 and not settings.json:
-        stream = model.stream(prompts[0], **options)  # settings that cannot work are refused before anything is written
+        stream = model.stream(prompts[0], **options)
+        first = next(stream)  # settings that cannot work, and endpoints, refuse before anything is written
         sys.stdout.write(prompts[0])
-        for chunk in stream:
+        for chunk in chain([first], stream):
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
+        if isinstance(model, RemoteModel):
+            notice(model.describe())
         return None
     completions = model.generate(prompts, **options)
     text = "\n\n".join(prompts[completion.index] + completion.text for completion in completions)
-    return Outcome({"completions": [asdict(completion) for completion in completions]}, text)
+    data: dict[str, Any] = {"completions": [asdict(completion) for completion in completions]}
+    if isinstance(model, RemoteModel):
+        data["usage"] = model.usage.as_dict()
+        notice(model.describe())
+    return Outcome(data, text)

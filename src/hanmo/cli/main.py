@@ -17,7 +17,20 @@ from hanmo.folder import CANNOT_WRITE
 from hanmo.language import pick
 from hanmo.settings import notice, parse
 
-VERBS = ("build", "data", "tokenizer", "pretrain", "evaluate", "generate", "chat", "serve", "doctor")
+VERBS = (
+    "build",
+    "data",
+    "tokenizer",
+    "pretrain",
+    "evaluate",
+    "vectors",
+    "generate",
+    "chat",
+    "serve",
+    "models",
+    "export",
+    "doctor",
+)
 
 
 def load_verb(name: str) -> ModuleType:

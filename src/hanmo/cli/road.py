@@ -23,11 +23,9 @@ from hanmo.text.settings import TokenizerSettings
 from hanmo.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    import torch
-
     from hanmo.data.corpus import Corpus
+    from hanmo.data.sentences import WordCorpus
     from hanmo.data.tokens import TokenCorpus
-    from hanmo.models.transformer import Transformer
     from hanmo.text.tokenizer import Tokenizer
     from hanmo.training.fit import FitResult
     from hanmo.training.plan import Plan
@@ -50,13 +48,27 @@ class RoadSettings(CommonSettings, DataSettings, TokenizerSettings, TrainingSett
 
 
 @dataclass
+class Texts:
+    """What a model is trained on: token ids of every split, and the tokenizer that made them.
+
+    ``corpus`` is where the tokens are from; None for a word-level corpus, whose files are taken as they are.
+    """
+
+    corpus: Corpus | None
+    tokens: TokenCorpus | WordCorpus
+    tokenizer: Tokenizer
+
+    def record(self) -> dict[str, str]:
+        """Fingerprints for the provenance of a model."""
+        return {"corpus": self.tokens.manifest["corpus"], "tokenizer": self.tokenizer.fingerprint}
+
+
+@dataclass
 class TrainedRun:
-    """What a training run leaves: its folder, corpus, tokens and tokenizer, its plan, and how it ended."""
+    """What a training run leaves: its folder, texts and tokenizer, its plan, and how it ended."""
 
     run: Path
-    corpus: Corpus
-    tokens: TokenCorpus
-    tokenizer: Tokenizer
+    texts: Texts
     plan: Plan
     result: FitResult
     record: dict[str, Any]
@@ -65,6 +77,11 @@ class TrainedRun:
     def model_folder(self) -> Path:
         """Where the model lies."""
         return self.run / "model"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model."""
+        return self.texts.tokenizer
 
 
 def choose_out(settings: RoadSettings, paths: list[str]) -> Path:
@@ -206,21 +223,26 @@ def named_tokenizer(name: str) -> Tokenizer:
     from hanmo.inference.loading import RUNS, load_tokenizer
 
     if not Path(name).expanduser().exists() and not (RUNS / name).exists() and catalog.entry(name) is None:
-        fix = nearest(name, ("bpe", "char"))
+        fix = nearest(name, ("bpe", "char", "words"))
         raise UsageError(
             f"there is no tokenizer '{name}'", where="--tokenizer", fix=fix, zh=f"没有分词器 '{name}'，{fix}"
         )
     return load_tokenizer(name)
 
 
-def recipe_fingerprint(settings: RoadSettings, tokens: TokenCorpus, plan: Plan) -> str:
+def recipe_fingerprint(settings: RoadSettings, tokens: TokenCorpus | WordCorpus, plan: Plan) -> str:
     """Hash of all that decides the weights: data, tokenizer, network and schedule. Horizons in time count too."""
+    from hanmo.models.recurrent import RecurrentConfig
     from hanmo.training.settings import TrainingSettings
 
     names = {item.name for item in fields(TrainingSettings)} - {"resume", "checkpoint_every", "device", "micro_batch"}
+    names -= {"architecture", "order", "dropout"}  # the network says them
     decisive = {name: getattr(settings, name) for name in sorted(names)}
+    if decisive["epochs"] is None:
+        del decisive["epochs"]
     identity = {key: tokens.manifest[key] for key in ("tokenizer", "corpus")}
-    text = json.dumps([decisive, identity, plan.config.to_hf()], sort_keys=True)
+    network = plan.config.to_dict() if isinstance(plan.config, RecurrentConfig) else plan.config.to_hf()
+    text = json.dumps([decisive, identity, network], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -242,15 +264,21 @@ def open_run(paths: list[str], settings: RoadSettings) -> Iterator[Path]:
         yield run
 
 
-def train_run(run: Path, paths: list[str], settings: RoadSettings) -> TrainedRun:
+def train_run(
+    run: Path, paths: list[str], settings: RoadSettings, words: dict[str, list[str]] | None = None
+) -> TrainedRun:
     """Data, tokenizer and training; ends with the model folder at ``<run>/model``.
 
     Args:
         run: the folder that :func:`open_run` holds.
+        words: the files of each split of a word-level corpus, which is not cleaned and not divided; ``paths`` are then
+            not read.
 
     Raises:
         HanmoError: whatever goes wrong on the way. Until the training starts, an earlier run in the folder is intact.
     """
+    from hanmo.cli.fitting import choose_size, fit, make_plan, save_model
+    from hanmo.cli.words import read_words
     from hanmo.models.device import choose_device, set_threads
     from hanmo.training import plan as dial
 
@@ -259,30 +287,26 @@ def train_run(run: Path, paths: list[str], settings: RoadSettings) -> TrainedRun
     set_threads()
     device = choose_device(settings.device)
     machine = dial.measure_machine(device)
-    corpus = prepare_corpus(paths, settings, run / "data", unchanged=settings.resume)
-    size = dial.choose_size(settings, resolution, machine)
-    tokenizer = make_tokenizer(corpus, settings, resolution, size)
-    tokens = corpus.tokenize(tokenizer)
-    held_out = [tokens.num_tokens(split) for split in ("validation", "test") if tokens.num_tokens(split)]
-    plan = dial.make_plan(
-        settings,
-        resolution,
-        vocab_size=tokenizer.vocab_size,
-        train_tokens=tokens.num_tokens("train"),
-        held_out_tokens=min(held_out, default=0),
-        machine=machine,
-        device=device,
-    )
+    if words is None:
+        corpus = prepare_corpus(paths, settings, run / "data", unchanged=settings.resume)
+        size = choose_size(settings, resolution, machine, None)
+        tokenizer = make_tokenizer(corpus, settings, resolution, size)
+        texts = Texts(corpus, corpus.tokenize(tokenizer), tokenizer)
+    else:
+        texts = read_words(run, words, settings.vocab_size, unchanged=settings.resume)
+        choose_size(settings, resolution, machine, texts.tokens.vocab_size)
+    plan = make_plan(settings, resolution, texts, machine, device)
     notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
     notice(plan.describe())
-    record = {**resolution.record(settings), "recipe": recipe_fingerprint(settings, tokens, plan), **versions()}
+    recipe = recipe_fingerprint(settings, texts.tokens, plan)
+    record = {**resolution.record(settings), "recipe": recipe, **versions()}
     if settings.resume:
         refuse_other_recipe(run, record["recipe"])
     else:  # only now: a mistake in the paths or settings must not cost the earlier run
         clear_run(run)
     write_json(run / "settings.json", record)
-    model, result = fit(run, settings, plan, tokens, device, record["recipe"])
-    trained = TrainedRun(run, corpus, tokens, tokenizer, plan, result, record)
+    model, result = fit(run, settings, plan, texts.tokens, device, record["recipe"])
+    trained = TrainedRun(run, texts, plan, result, record)
     save_model(trained, model)
     return trained
 
@@ -313,52 +337,3 @@ def versions() -> dict[str, str]:
     import torch
 
     return {"hanmo": __version__, "python": platform.python_version(), "torch": torch.__version__}
-
-
-def fit(
-    run: Path, settings: RoadSettings, plan: Plan, tokens: TokenCorpus, device: torch.device, recipe: str
-) -> tuple[Transformer, FitResult]:
-    """Train a new model, or go on with the run's newest checkpoint."""
-    from hanmo.models.transformer import Transformer
-    from hanmo.training.fit import FitSettings, Trainer
-    from hanmo.training.objectives import CausalLanguageModeling
-
-    assert settings.context is not None
-    model = Transformer(plan.config)
-    model.initialize(settings.seed)
-    objective = CausalLanguageModeling(
-        tokens.tokens("train"),
-        tokens.tokens("validation"),
-        context=settings.context,
-        batch_size=plan.batch_size,
-        micro_batch=plan.micro_batch,
-        seed=settings.seed,
-    )
-    fit_settings = FitSettings(
-        optimizer=plan.optimizer,
-        max_steps=plan.steps,
-        budget_seconds=plan.seconds,
-        max_tokens=plan.max_tokens,
-        clip=settings.clip,
-        checkpoint_every=settings.checkpoint_every,
-        recipe=recipe,
-    )
-    trainer = Trainer(model, objective, fit_settings, run, device=device, resume=settings.resume)
-    return model, trainer.fit()
-
-
-def save_model(trained: TrainedRun, model: Transformer) -> None:
-    """Write the model folder with its provenance."""
-    from hanmo.models.checkpoints.save import save_folder
-
-    tokenizer, result = trained.tokenizer, trained.result
-    start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-    provenance = {
-        "kind": "model",
-        "prompt_prefix": [] if start is None else [start],
-        "settings": trained.record["settings"],
-        "data": {"corpus": trained.corpus.fingerprint, "tokenizer": tokenizer.fingerprint},
-        "metrics": {"validation_loss": result.validation_loss, "steps": result.steps, "tokens": result.tokens},
-        **versions(),
-    }
-    save_folder(trained.model_folder, model, tokenizer, provenance=provenance)

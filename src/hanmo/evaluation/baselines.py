@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hanmo.data.corpus import Corpus
+from hanmo.data.sentences import WordCorpus
 from hanmo.data.tokens import TokenCorpus
 from hanmo.errors import DataError
 from hanmo.evaluation.comparison import Comparison, compare
@@ -82,7 +83,7 @@ def held_out(corpus: Corpus, tokens: TokenCorpus, split: str, max_tokens: int = 
     return HeldOut(ids, np.concatenate([[0], np.cumsum(lengths[chosen])]), sizes[chosen], sampled=True)
 
 
-def train_ngram(tokens: TokenCorpus, order: int = ORDER) -> tuple[NGramModel, int]:
+def train_ngram(tokens: TokenCorpus | WordCorpus, order: int = ORDER) -> tuple[NGramModel, int]:
     """A modified Kneser-Ney model of the training split, and k where memory allows only every k-th document."""
     stored = tokens.tokens("train")
     spans = tokens.document_spans("train")

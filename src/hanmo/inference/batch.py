@@ -15,9 +15,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hanmo.models.transformer import KVCache, Transformer
+from hanmo.models.transformer import KVCache, Memory, Transformer
 
 PREFILL_TOKENS = 2048  # prompt tokens that pass the network at once: bounds the memory of activations and masks
+
+
+def pad_left(prompts: Sequence[Sequence[int]], room: int, padding: int, device: torch.device) -> Tensor:
+    """The histories of some rows, int64 ``[B, S]``: padded on the left, with ``room`` columns to be written."""
+    longest = max(len(ids) for ids in prompts)
+    history = [[padding] * (longest - len(ids)) + list(ids) + [0] * room for ids in prompts]
+    return torch.tensor(history, dtype=torch.int64, device=device)
 
 
 class Batch:
@@ -27,20 +34,22 @@ class Batch:
         model: the network.
         prompts: the ids of each row, none empty.
         room: tokens that will be appended at most.
+        memory: what the encoder of an encoder-decoder made of each row's source.
 
     Attributes:
         history_BS: int64 ids of every column; padding is ``vocab_size``, an id that no token has.
     """
 
-    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], room: int) -> None:
+    def __init__(
+        self, model: Transformer, prompts: Sequence[Sequence[int]], room: int, *, memory: Memory | None = None
+    ) -> None:
         weight = model.output_weight
         longest = max(len(ids) for ids in prompts)
         columns = longest + room
-        self.model = model
+        self.model, self.memory = model, memory
         self.prompt_columns = longest
         self.cache = KVCache(model.config, len(prompts), columns, weight.dtype, weight.device)
-        history = [[model.config.vocab_size] * (longest - len(ids)) + list(ids) + [0] * room for ids in prompts]
-        self.history_BS = torch.tensor(history, dtype=torch.int64, device=weight.device)
+        self.history_BS = pad_left(prompts, room, model.config.vocab_size, weight.device)
         self._place([longest - len(ids) for ids in prompts])
 
     def _place(self, padding: list[int]) -> None:
@@ -73,6 +82,7 @@ class Batch:
         """Keep only the given rows; a row named more than once is repeated."""
         order = torch.tensor(rows, device=self.history_BS.device)
         self.cache.select(order)
+        self.memory = None if self.memory is None else self.memory.select(order)
         self.history_BS = self.history_BS[order]
         self._place([self.padding[row] for row in rows])
 
@@ -87,6 +97,11 @@ class Batch:
             mask_BS = self.visible_BS[:, :stop]
         positions_BT = self.positions_BS[:, start:stop]
         logits_B1V: Tensor = self.model(
-            ids_BT, cache=self.cache, positions_BT=positions_BT, mask_BS=mask_BS, last_only=True
+            ids_BT,
+            cache=self.cache,
+            positions_BT=positions_BT,
+            mask_BS=mask_BS,
+            memory=self.memory,
+            last_only=True,
         )
         return logits_B1V[:, 0]

@@ -1,9 +1,10 @@
-"""The engine: a transformer and its tokenizer as something that writes, streams and scores text.
+"""The engine: a network and its tokenizer as something that writes, streams and scores text.
 
-A call is decoded in batches of rows of similar length (:mod:`hanmo.inference.batch`). The n choices of a prompt share
+A call is decoded in batches of rows of similar length; what differs from one kind of network to another is in
+:mod:`hanmo.inference.networks`. The n choices of a prompt share
 the work of reading it, every choice draws from its own generator, and a row that has finished leaves its batch.
 
-Letters in names: B rows, T tokens, M tokens of all rows, D hidden size, V vocabulary.
+Letters in names: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,23 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hanmo.errors import ModelError, UsageError
-from hanmo.inference.batch import Batch
+from hanmo.inference.networks import Network, SourceNetwork, adapt
 from hanmo.inference.sampling import Sampling, draw, process
 from hanmo.inference.stream import IncrementalDecoder
-from hanmo.models.transformer import Transformer, TransformerConfig, kv_cache_bytes
+from hanmo.models.ngram import NGramModel
+from hanmo.models.recurrent import RecurrentModel
+from hanmo.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from hanmo.text.tokenizer import Tokenizer
 
 MAX_ROWS = 32  # rows that decode together
 CACHE_BYTES = 1 << 30  # keys and values of one batch, unless a single row needs more
-SCORE_TOKENS = 8192  # tokens that pass the network at once when scoring; bounds the memory of activations
-LOGIT_VALUES = 1 << 24  # logits computed at once when scoring: 64 MB
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # what chat templates close an answer with
 
 FinishReason = Literal["stop", "length"]
@@ -117,7 +117,7 @@ class Row:
 
 
 class LanguageModel:
-    """A transformer with its tokenizer.
+    """A network that writes, with its tokenizer: a decoder, an encoder-decoder, a recurrent network, an n-gram model.
 
     Args:
         model: the network; it is put into evaluation mode.
@@ -125,6 +125,8 @@ class LanguageModel:
         name: what the user calls the model.
         eos_ids: tokens that end a text; the tokenizer's own and the usual ends of a chat turn are added.
         prompt_prefix: tokens put before every *text* prompt (a beginning-of-sequence token, a document separator).
+        prompt_suffix: tokens put after every *text* prompt (the end of an encoder-decoder's source).
+        start_id: the token with which the answer of an encoder-decoder begins.
 
     Prompts given as ids are never changed. An empty prompt starts from the prefix, else from BOS or EOS.
 
@@ -134,34 +136,32 @@ class LanguageModel:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | RecurrentModel | NGramModel | Network,
         tokenizer: Tokenizer,
         *,
         name: str = "model",
         eos_ids: Sequence[int] = (),
         prompt_prefix: Sequence[int] = (),
+        prompt_suffix: Sequence[int] = (),
+        start_id: int | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.model = model
+        self.network = adapt(model, start_id=start_id)
         self.tokenizer = tokenizer
         self.name = name
-        self.prompt_prefix = list(prompt_prefix)
+        self.prompt_prefix, self.prompt_suffix = list(prompt_prefix), list(prompt_suffix)
         ends = [*eos_ids, tokenizer.eos_id, *(tokenizer.special_tokens.get(token) for token in END_OF_TURN)]
         self.eos_ids = frozenset(id for id in ends if id is not None)
 
     @property
-    def config(self) -> TransformerConfig:
-        """The shape of the network."""
-        return self.model.config
-
-    @property
     def context_length(self) -> int:
         """Tokens the model can see at once, prompt and answer together."""
-        return self.config.max_position_embeddings
+        return self.network.context_length
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.output_weight.device
+        return self.network.device
 
     @property
     def start_id(self) -> int | None:
@@ -227,7 +227,7 @@ class LanguageModel:
             DataError: the text has a lone surrogate.
         """
         if isinstance(prompt, str):
-            ids = self.prompt_prefix + self.tokenizer.encode(prompt)
+            ids = self.prompt_prefix + self.tokenizer.encode(prompt) + self.prompt_suffix
         elif is_prompt(prompt):
             ids = [int(id) for id in prompt]
         else:
@@ -243,7 +243,7 @@ class LanguageModel:
                 )
             ids = [self.start_id]
         self._check_ids(ids)
-        if len(ids) >= self.context_length:
+        if self.network.room(len(ids)) < 1:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens; this model's context holds {self.context_length}, "
                 "and at least one must be left for the answer",
@@ -261,7 +261,7 @@ class LanguageModel:
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         """Refuse ids for which the network has no embedding."""
-        V = self.config.vocab_size
+        V = self.network.vocab_size
         for place, id in enumerate(ids):
             if not 0 <= id < V:
                 raise UsageError(
@@ -273,7 +273,7 @@ class LanguageModel:
 
     def _room(self, length: int, sampling: Sampling) -> int:
         """Tokens that may be generated after a prompt of ``length`` tokens."""
-        return min(sampling.max_new_tokens, self.context_length - length)
+        return min(sampling.max_new_tokens, self.network.room(length))
 
     def _batches(
         self, prompts: list[tuple[int, list[int]]], sampling: Sampling
@@ -284,11 +284,8 @@ class LanguageModel:
             rows = (len(batch) + 1) * sampling.n
             shortest = len(batch[0][1]) if batch else len(ids)
             columns = len(ids) + self._room(shortest, sampling)
-            bytes_per_value = self.model.output_weight.element_size()
             if batch and (
-                rows > MAX_ROWS
-                or len(ids) > 2 * shortest + 64
-                or kv_cache_bytes(self.config, rows * columns, bytes_per_value) > CACHE_BYTES
+                rows > MAX_ROWS or len(ids) > 2 * shortest + 64 or rows * self.network.row_bytes(columns) > CACHE_BYTES
             ):
                 yield batch
                 batch = []
@@ -299,9 +296,9 @@ class LanguageModel:
     @torch.inference_mode()
     def _decode(self, prompts: list[tuple[int, list[int]]], sampling: Sampling) -> Iterator[Chunk]:
         """Decode one batch: ``n`` rows per prompt, one token per row and step."""
-        V = min(self.config.vocab_size, self.tokenizer.vocab_size)  # padded embeddings were never trained
+        V = min(self.network.vocab_size, self.tokenizer.vocab_size)  # padded embeddings were never trained
         rows = [self._row(index, choice, ids, sampling) for index, ids in prompts for choice in range(sampling.n)]
-        batch = Batch(self.model, [ids for _, ids in prompts], max(row.room for row in rows))
+        batch = self.network.begin([ids for _, ids in prompts], max(row.room for row in rows))
         logits_BV = batch.prefill()[:, :V]
         if sampling.n > 1:
             repeated = [place for place in range(len(prompts)) for _ in range(sampling.n)]
@@ -367,7 +364,7 @@ class LanguageModel:
             return torch.empty(0)
         if self.start_id is None:
             rest = self._score(torch.tensor([ids]))[0]
-            return torch.cat((rest.new_tensor([-math.log(self.config.vocab_size)]), rest))
+            return torch.cat((rest.new_tensor([-math.log(self.network.vocab_size)]), rest))
         return self._score(torch.tensor([[self.start_id, *ids]]))[0]
 
     def score(self, ids_BT: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
@@ -387,7 +384,7 @@ class LanguageModel:
         ids = np.asarray(ids_BT, dtype=np.int64)
         if ids.ndim != 2:
             raise UsageError(f"score expects ids of shape [rows, tokens], not {list(ids.shape)}")
-        outside_B = ((ids < 0) | (ids >= self.config.vocab_size)).any(axis=1)
+        outside_B = ((ids < 0) | (ids >= self.network.vocab_size)).any(axis=1)
         if outside_B.any():
             self._check_ids(ids[outside_B.argmax()].tolist())
         B, T = ids.shape
@@ -398,25 +395,28 @@ class LanguageModel:
             return np.zeros((B, max(T - 1, 0)))
         return self._score(torch.from_numpy(ids)).double().numpy()
 
+    def answer_logprobs(self, source: Prompt, answer: Sequence[int]) -> Tensor:
+        """Log-probability of each token of an answer to a source, in nats, float32 ``[T]``; encoder-decoders only.
+
+        Raises:
+            UsageError: another kind of network, an id outside the vocabulary, or a source longer than the context.
+        """
+        if not isinstance(self.network, SourceNetwork):
+            raise UsageError(
+                "only an encoder-decoder reads a source apart from its answer",
+                where=self.name,
+                fix="score both as one text with logprobs",
+                zh="只有编码器—解码器模型区分原文与答案；其他模型请用 logprobs 对整段文本评分",
+            )
+        self._check_ids(answer)
+        return self.network.answer_logprobs(self.encode_prompt(source), answer)
+
     @torch.inference_mode()
     def _score(self, ids_BT: Tensor) -> Tensor:
-        """float32 ``[B, T-1]`` on the CPU; neither all activations nor all logits are held at once."""
-        B, T = ids_BT.shape
-        if T < 2:
-            return torch.empty(B, 0)
-        weight = self.model.output_weight
-        scores_M = torch.empty(B * (T - 1))
-        rows, tokens = max(1, SCORE_TOKENS // T), max(1, LOGIT_VALUES // self.config.vocab_size)
-        for row in range(0, B, rows):
-            part_BT = ids_BT[row : row + rows].to(self.device)
-            hidden_MD = self.model.hidden(part_BT[:, :-1]).flatten(0, 1)
-            targets_M = part_BT[:, 1:].flatten()
-            for start in range(0, len(targets_M), tokens):
-                piece = slice(start, start + tokens)
-                losses = F.cross_entropy(F.linear(hidden_MD[piece], weight).float(), targets_M[piece], reduction="none")
-                first = row * (T - 1) + start
-                scores_M[first : first + len(losses)] = -losses
-        return scores_M.view(B, T - 1)
+        """float32 ``[B, T-1]`` on the CPU."""
+        if ids_BT.size(1) < 2:
+            return torch.empty(ids_BT.size(0), 0)
+        return self.network.score(ids_BT)
 
     def _too_long(self, length: int) -> UsageError:
         """The error for a text that cannot be scored in one piece."""

@@ -2,48 +2,192 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hanmo import catalog
-from hanmo.errors import ModelError, nearest
+from hanmo.errors import ModelError, UsageError, nearest
 from hanmo.folder import read_manifest
 from hanmo.inference.engine import LanguageModel
+from hanmo.inference.networks import Network
+from hanmo.models.architectures import ARCHITECTURES
 from hanmo.models.checkpoints.gguf import load_gguf, load_gguf_tokenizer
-from hanmo.models.checkpoints.huggingface import load_folder
-from hanmo.models.checkpoints.weights import LoadedModel
+from hanmo.models.checkpoints.huggingface import check_manifest, expects_bos, load_folder, read_object
+from hanmo.models.checkpoints.weights import LoadedModel, known_ids
 from hanmo.models.device import choose_device, set_threads
-from hanmo.models.transformer import build
+from hanmo.models.transformer import Transformer, build
 from hanmo.text.tokenizer import Tokenizer
 
 RUNS = Path("runs")  # where `hanmo build` and `hanmo pretrain` put their runs
 MODEL = "model"  # the model folder inside a run
+REMOTE = "openai:"
+ARPA = re.compile(r"\.arpa(\.gz)?$", re.IGNORECASE)
+VECTORS = re.compile(r"\.(bin|vec|txt)(\.gz)?$", re.IGNORECASE)  # word2vec's and GloVe's files
 
 
-def load(name_or_folder: str | Path, *, device: str = "auto", offline: bool = False) -> LanguageModel:
-    """Load a model.
+def load(name: str | Path, *, device: str = "auto", offline: bool = False) -> Any:
+    """Load a model of any kind.
 
-    Tried in this order: a path (a model folder, a run folder, a ``.gguf`` file), a run under ``runs/``, a name of the
-    catalog (downloaded once).
+    Tried in this order: ``openai:MODEL@ADDRESS`` (a remote model), a path (a model folder, a run folder, a ``.gguf`` or
+    ``.arpa`` file, word vectors as ``.bin``, ``.vec`` or ``.txt``), a run under ``runs/``, a name of the catalog
+    (downloaded once).
 
     Args:
-        name_or_folder: what to load.
+        name: what to load.
         device: "auto" (CUDA, else Apple's MPS, else the CPU), or "cpu", "cuda", "cuda:1", "mps".
         offline: never use the network; a catalog model must have been downloaded before.
 
+    Returns:
+        what the model is: a :class:`~hanmo.inference.engine.LanguageModel` (decoder, encoder-decoder, recurrent,
+        n-gram), a :class:`~hanmo.inference.remote.RemoteModel`, a :class:`~hanmo.inference.encoder.TextEncoder`
+        (encoders and networks with a task's head), a :class:`~hanmo.models.embeddings.WordVectors`, a
+        :class:`~hanmo.models.linear.LinearClassifier` or a :class:`~hanmo.models.crf_tagger.CRFTagger`.
+
     Raises:
         ModelError: nothing of that name, or a model that is damaged or of an unknown kind.
-        ResourceError: the device is not there.
+        ResourceError: the device is not there, or a package that this kind of model needs.
         NetworkError: the download failed, or would be needed although ``offline``.
 
     >>> load("runs/my-texts").generate("从前")[0].text     # doctest: +SKIP
     """
+    if str(name).startswith(REMOTE):
+        from hanmo.inference.remote import connect
+
+        return connect(str(name), offline=offline)
     place = choose_device(device)
     set_threads()
-    path = find(str(name_or_folder), offline=offline)
-    loaded = load_gguf(path) if path.is_file() else load_folder(path)
-    return assemble(loaded, place, name=str(name_or_folder), prefix=stored_prefix(path, loaded))
+    path = find(str(name), offline=offline)
+    if path.is_file():
+        return load_file(path, place, str(name))
+    kind = read_object(path / "config.json").get("model_type")
+    loader = OWN_KINDS.get(str(kind))
+    if loader is not None:
+        return loader(path, place, str(name))
+    if kind not in ARCHITECTURES:
+        from hanmo.inference.foreign import load_foreign
+
+        check_manifest(path)
+        return with_tokenizer(load_foreign(path, place, name=str(name)), path, str(name))
+    return load_transformer(load_folder(path), path, place, str(name))
+
+
+def load_language_model(name: str | Path, *, device: str = "auto", offline: bool = False) -> Any:
+    """Load a model that writes: a LanguageModel or a RemoteModel; arguments and errors as :func:`load`.
+
+    Raises:
+        UsageError: the model is of another kind.
+    """
+    model = load(name, device=device, offline=offline)
+    if not hasattr(model, "generate"):
+        kind = type(model).__name__
+        raise UsageError(
+            f"this model is a {kind} and writes no text",
+            where=str(name),
+            fix="give a language model; hanmo models lists what each one is for",
+            zh=f"这个模型是 {kind}，不能生成文本。请换一个语言模型；hanmo models 会列出各模型的用途",
+        )
+    return model
+
+
+def load_file(path: Path, device: torch.device, name: str) -> Any:
+    """A model that is one file, by its ending."""
+    if path.suffix.lower() == ".gguf":
+        return load_transformer(load_gguf(path), path, device, name)
+    if ARPA.search(path.name):
+        from hanmo.models.arpa import read_arpa
+        from hanmo.text.training import words_tokenizer
+
+        model, words = read_arpa(path)
+        return LanguageModel(model, words_tokenizer(words), name=name, prompt_prefix=[model.bos_id])
+    from hanmo.models.embeddings import open_vectors
+
+    return open_vectors(path)
+
+
+def load_transformer(loaded: LoadedModel, path: Path, device: torch.device, name: str) -> Any:
+    """A transformer: a language model if it writes, else a reader of texts."""
+    config = loaded.config
+    if config.lm and config.causal and config.head is None:
+        if config.encoder is None:
+            return assemble(loaded, device, name=name, prefix=stored_prefix(path, loaded))
+        from hanmo.text.wrapping import source_wrapping
+
+        prefix, suffix, start_id = source_wrapping(loaded.tokenizer, loaded.generation)
+        return assemble(loaded, device, name=name, prefix=prefix, suffix=suffix, start_id=start_id)
+    from hanmo.inference.encoder import TextEncoder
+
+    return TextEncoder.from_loaded(loaded, build_on(loaded, device), path, name=name)
+
+
+def load_recurrent(path: Path, device: torch.device, name: str) -> Any:
+    """A recurrent network: a language model, or an encoder with a head."""
+    from hanmo.models.checkpoints import recurrent
+    from hanmo.models.recurrent import RecurrentModel
+
+    model, tokenizer = recurrent.load_recurrent(path)
+    if isinstance(model, RecurrentModel):
+        return LanguageModel(model.to(device), tokenizer, name=name, prompt_prefix=separator(tokenizer))
+    from hanmo.inference.encoder import TextEncoder
+
+    return TextEncoder(model.to(device), tokenizer, name=name)
+
+
+def load_ngram(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG001 - n-grams live on the CPU
+    """An n-gram model."""
+    from hanmo.models.checkpoints import ngram
+
+    model, tokenizer = ngram.load_ngram(path)
+    return LanguageModel(model, tokenizer, name=name, prompt_prefix=separator(tokenizer))
+
+
+def load_vectors(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
+    """Word vectors."""
+    from hanmo.models.embeddings import WordVectors
+
+    return WordVectors.load(path)
+
+
+def load_linear(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
+    """A linear classifier."""
+    from hanmo.models.linear import LinearClassifier
+
+    return LinearClassifier.load(path)
+
+
+def load_crf(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
+    """A CRF with feature templates."""
+    from hanmo.models.crf_tagger import CRFTagger
+
+    return CRFTagger.load(path)
+
+
+OWN_KINDS: dict[str, Callable[[Path, torch.device, str], Any]] = {
+    **dict.fromkeys(("rnn", "lstm", "gru"), load_recurrent),
+    "ngram": load_ngram,
+    "vectors": load_vectors,
+    "linear": load_linear,
+    "crf": load_crf,
+}
+
+
+def separator(tokenizer: Tokenizer) -> list[int]:
+    """The token that a text begins after, as our own corpora have it."""
+    start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    return [] if start is None else [start]
+
+
+def with_tokenizer(network: Network, path: Path, name: str) -> LanguageModel:
+    """A language model of a network that came without one of ours around it."""
+    tokenizer = Tokenizer.load(path)
+    raw, file = read_object(path / "config.json"), path / "generation_config.json"
+    generation = {**raw, **(read_object(file) if file.exists() else {})}
+    ends = known_ids(generation.get("eos_token_id"), network.vocab_size, str(path))
+    prefix = separator(tokenizer) if expects_bos(path, tokenizer.bos_id) else []
+    return LanguageModel(network, tokenizer, name=name, eos_ids=ends, prompt_prefix=prefix)
 
 
 def load_tokenizer(name_or_folder: str | Path, *, offline: bool = False) -> Tokenizer:
@@ -88,13 +232,13 @@ def inside(path: Path) -> Path:
         ModelError: the path holds none.
     """
     if path.is_file():
-        if path.suffix.lower() == ".gguf":
+        if path.suffix.lower() == ".gguf" or ARPA.search(path.name) or VECTORS.search(path.name):
             return path
         raise ModelError(
             "this file is not a model",
             where=str(path),
-            fix="give a model folder (with config.json) or a .gguf file",
-            zh="这个文件不是模型，请给出含 config.json 的模型文件夹或 .gguf 文件",
+            fix="give a model folder (with config.json), a .gguf or .arpa file, or word vectors (.bin, .vec, .txt)",
+            zh="这个文件不是模型，请给出含 config.json 的模型文件夹、.gguf 或 .arpa 文件，或词向量（.bin、.vec、.txt）",
         )
     for folder in (path, path / MODEL):
         if (folder / "config.json").is_file():
@@ -139,11 +283,35 @@ def stored_prefix(path: Path, loaded: LoadedModel) -> list[int]:
     return [bos] if loaded.generation.get("add_bos_token") and bos is not None else []
 
 
-def assemble(loaded: LoadedModel, device: torch.device, *, name: str, prefix: list[int]) -> LanguageModel:
-    """Build the network on its device: float32 on a CPU, the stored precision on an accelerator."""
-    state = loaded.state
+def assemble(
+    loaded: LoadedModel,
+    device: torch.device,
+    *,
+    name: str,
+    prefix: list[int],
+    suffix: Sequence[int] = (),
+    start_id: int | None = None,
+) -> LanguageModel:
+    """Build a network that writes; ``suffix`` and ``start_id`` as in :class:`LanguageModel`."""
+    return LanguageModel(
+        build_on(loaded, device),
+        loaded.tokenizer,
+        name=name,
+        eos_ids=loaded.generation.get("eos_token_id") or [],
+        prompt_prefix=prefix,
+        prompt_suffix=suffix,
+        start_id=start_id,
+    )
+
+
+def build_on(loaded: LoadedModel, device: torch.device) -> Transformer:
+    """The network on its device: float32 on a CPU, the stored precision on an accelerator.
+
+    The tensors read from disk are let go one by one, so that no weight is held in two precisions for long.
+    """
     if device.type == "cpu":
-        state = {key: tensor.float() for key, tensor in state.items()}
-    model = build(loaded.config, state).to(device)
-    eos_ids = loaded.generation.get("eos_token_id") or []
-    return LanguageModel(model, loaded.tokenizer, name=name, eos_ids=eos_ids, prompt_prefix=prefix)
+        for key in list(loaded.state):
+            loaded.state[key] = loaded.state[key].float()
+    model = build(loaded.config, loaded.state).to(device)
+    loaded.state.clear()
+    return model

@@ -22,23 +22,25 @@ Names: a *row* is the index of an n-gram in the table of its order; row -1 means
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hanmo.errors import ModelError, ResourceError
+from hanmo.errors import DataError, ModelError, ResourceError
 from hanmo.folder import fsync_path
 from hanmo.models.ngram_counts import (
     CHUNK_TOKENS,
+    Chunk,
     Counts,
     Ints,
     Marks,
@@ -47,9 +49,13 @@ from hanmo.models.ngram_counts import (
     count_ngrams,
     find_rows,
     lay_out,
-    read_documents,
+    read_chunks,
+    suffix_rows,
 )
 from hanmo.progress import Progress
+
+if TYPE_CHECKING:
+    from hanmo.text.tokenizer import Tokenizer
 
 Floats = NDArray[np.float64]
 
@@ -84,7 +90,7 @@ class NGramModel:
     bos_id: int
     eos_id: int
     tables: list[Table]
-    discounts: list[tuple[float, float, float]]  # D1, D2, D3+ of each order, lowest first
+    discounts: list[tuple[float, float, float]]  # D1, D2, D3+ of each order, lowest first; none if read from ARPA
     trained_on: dict[str, int] = field(default_factory=dict)  # tokens and documents
 
     @property
@@ -108,8 +114,8 @@ class NGramModel:
 
         Each document is a one-dimensional array of ids. Its final ``eos_id`` may be there (as a token corpus has it) or
         is added; an ``eos_id`` further inside ends a document too, so a flat stream of documents can be given in pieces
-        that end at document ends. Memory: about 8 bytes for each token of the stream plus 24 bytes for each distinct
-        n-gram, plus working space of one order; ``chunk_tokens`` bounds what is sorted at once and changes no result.
+        that end at document ends. The documents are read once and not kept: memory goes by the distinct n-grams (about
+        70 bytes each at the peak) and by ``chunk_tokens``, the tokens that are counted at once; it changes no result.
 
         Raises:
             DataError: no documents; an id outside the vocabulary; a ``bos_id`` inside a document where it is not also
@@ -120,20 +126,15 @@ class NGramModel:
             raise ModelError(
                 f"no n-gram model of order {order} with {vocab_size} ids, bos_id {bos_id} and eos_id {eos_id}",
                 fix="the order is at least 1 and both separators are ids of the vocabulary",
+                zh=f"无法建立阶数为 {order}、词表大小为 {vocab_size} 的 n-gram 模型：阶数至少为 1，起止符须在词表内",
             )
-        bar = Progress(f"{order}-gram model", order, "orders") if progress else None
-        ids, starts = read_documents(documents, vocab_size, bos_id, eos_id, chunk_tokens)
-        counted = []
-        for counts in count_ngrams(ids, starts, order, vocab_size, chunk_tokens):
-            counted.append(counts)
-            if bar:
-                bar.update(len(counted))
-        num_documents = int(np.count_nonzero(starts))
-        trained_on = {"tokens": ids.size - num_documents, "documents": num_documents}
-        del ids, starts
+        chunks = read_chunks(documents, order, vocab_size, bos_id, eos_id, chunk_tokens)
+        if progress:
+            chunks = _shown(chunks, f"{order}-gram model")
+        counted = count_ngrams(chunks, order, vocab_size)
+        occurrences = counted[0].occurrences
+        trained_on = {"tokens": int(occurrences.sum()), "documents": int(occurrences[eos_id])}
         tables, discounts = _estimate(counted, vocab_size, bos_id, eos_id)
-        if bar:
-            bar.close(f"{trained_on['tokens']:,} tokens")
         return cls(vocab_size, bos_id, eos_id, tables, discounts, trained_on)
 
     def logprobs(self, ids: ArrayLike) -> Floats:
@@ -196,13 +197,56 @@ class NGramModel:
         logprobs = self.tables[0].logprobs.copy()
         for lower, table in itertools.pairwise(self.tables):
             row = int(rows[-1])
-            if row < 0:
-                break
-            first, last = np.searchsorted(table.keys, [row * self.vocab_size, (row + 1) * self.vocab_size])
-            logprobs += lower.backoffs[row]
-            logprobs[table.keys[first:last] - row * self.vocab_size] = table.logprobs[first:last]
+            if row >= 0:
+                first, last = np.searchsorted(table.keys, [row * self.vocab_size, (row + 1) * self.vocab_size])
+                logprobs += lower.backoffs[row]
+                logprobs[table.keys[first:last] - row * self.vocab_size] = table.logprobs[first:last]
+            # A longer context may be known where this one is not: pruned ARPA files lack some suffixes.
             _, _, rows = self._extend(table, rows, ids, starts)
         return logprobs
+
+    def perplexity(self, ids: ArrayLike, *, unknown_id: int | None = None) -> float:
+        """exp of the mean of ``-logprobs(ids)``: the perplexity per word, as KenLM, SRILM and PTB results give it.
+
+        Args:
+            ids: documents (sentences) end to end, each with its ``eos_id``, which counts as a word; ``<s>`` does not.
+            unknown_id: leave the predictions of this id out of sum and count ("excluding OOVs"); as context it stays.
+                Without it every word counts ("including OOVs"), as on PTB, where ``<unk>`` is a word of the text.
+
+        Raises:
+            DataError: an id outside the vocabulary, or nothing to score.
+
+        >>> model = NGramModel.train([[1, 2, 0], [2, 0]], order=1, vocab_size=4, bos_id=0, eos_id=0)
+        >>> round(model.perplexity([1, 0]), 3)  # (0.225 * 0.325) ** (-1 / 2)
+        3.698
+        """
+        logprobs = self.logprobs(ids)
+        if unknown_id is not None:
+            logprobs = logprobs[np.asarray(ids) != unknown_id]
+        if not logprobs.size:
+            raise DataError("there are no words to take the perplexity of", zh="没有可供计算困惑度的词")
+        with np.errstate(over="ignore"):
+            return float(np.exp(-logprobs.mean()))
+
+    def to_arpa(self, path: str | Path, tokenizer: Tokenizer) -> None:
+        """Write an ARPA file with the tokens of ``tokenizer`` as words; see :func:`hanmo.models.arpa.write_arpa`.
+
+        An id that has no token is written as ``<|7|>``.
+        """
+        import tokenizers
+
+        from hanmo.models.arpa import write_arpa
+
+        vocabulary = tokenizers.Tokenizer.from_str(tokenizer.to_json()).get_vocab(with_added_tokens=True)
+        tokens = {index: token for token, index in vocabulary.items()}
+        write_arpa(self, path, [tokens.get(index, f"<|{index}|>") for index in range(self.vocab_size)])
+
+    @staticmethod
+    def from_arpa(path: str | Path) -> tuple[NGramModel, list[str]]:
+        """Read an ARPA file: the model, and the word of each id; see :func:`hanmo.models.arpa.read_arpa`."""
+        from hanmo.models.arpa import read_arpa
+
+        return read_arpa(path)
 
     @property
     def nbytes(self) -> int:
@@ -223,23 +267,8 @@ class NGramModel:
             for n, table in enumerate(self.tables, start=1)
             for name in ("keys", "logprobs", "backoffs")
         }
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path, "the n-gram model") as temporary:
             save_file(tensors, temporary, {"format": FORMAT, "config": json.dumps(config)})
-            fsync_path(temporary)
-            temporary.replace(path)
-            fsync_path(path.parent)
-        except (OSError, SafetensorError) as error:
-            raise ResourceError(
-                f"could not write the n-gram model: {error}",
-                where=str(path),
-                why="what stood there before is intact",
-                fix="free some space or choose another place",
-                zh=f"无法写入 n-gram 模型（{error}），原有内容完好。请腾出空间或换一个位置",
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> NGramModel:
@@ -253,7 +282,7 @@ class NGramModel:
             with safe_open(path, framework="numpy") as stream:
                 header = stream.metadata() or {}
                 if header.get("format") != FORMAT:
-                    raise ModelError("not an n-gram model of Hanmo", where=str(path))
+                    raise ModelError("not an n-gram model of Hanmo", where=str(path), zh="这不是 Hanmo 的 n-gram 模型")
                 config = json.loads(header["config"])
                 tables = [
                     Table(*(stream.get_tensor(f"{n}.{name}") for name in ("keys", "logprobs", "backoffs")))
@@ -282,7 +311,7 @@ class NGramModel:
         """Order, vocabulary, training size, memory, and for each order the number of n-grams and the discounts."""
         return {
             "kind": "ngram",
-            "smoothing": "interpolated modified Kneser-Ney",
+            "smoothing": "interpolated modified Kneser-Ney" if self.discounts else "as the ARPA file has it",
             "order": self.order,
             "vocab_size": self.vocab_size,
             "bytes": self.nbytes,
@@ -292,9 +321,37 @@ class NGramModel:
         }
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path, what: str) -> Iterator[Path]:
+    """Write a file completely or not at all: yields a temporary path, which takes the place of ``path`` at the end.
+
+    Raises:
+        ResourceError: the disk is full or cannot be written; an older file at ``path`` is intact.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        fsync_path(temporary)
+        temporary.replace(path)
+        fsync_path(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(
+            f"could not write {what}: {error}",
+            where=str(path),
+            why="what stood there before is intact",
+            fix="free some space or choose another place",
+            zh=f"无法写入 n-gram 模型（{error}），原有内容完好。请腾出空间或换一个位置",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _check_tables(model: NGramModel, path: Path) -> None:
     """Refuse tables whose sizes, order or values do not fit together: lookups in them would go wrong."""
     rows_below = 1
+    # Weights that other programs made may back off to more than one.
+    most = 1e-9 if model.discounts else np.finfo(np.float64).max
     for n, table in enumerate(model.tables, start=1):
         rows = table.keys.size
         sound = (
@@ -305,7 +362,7 @@ def _check_tables(model: NGramModel, path: Path) -> None:
             and (n > 1 or rows == model.vocab_size)
             and bool((np.diff(table.keys, prepend=-1) > 0).all())
             and (rows == 0 or int(table.keys[-1]) < rows_below * model.vocab_size)
-            and bool((table.logprobs <= 1e-9).all() and (table.backoffs <= 1e-9).all())  # also finds NaN
+            and bool((table.logprobs <= most).all() and (table.backoffs <= most).all())  # also finds NaN
         )
         if not sound:
             raise ModelError(
@@ -313,10 +370,13 @@ def _check_tables(model: NGramModel, path: Path) -> None:
                 where=str(path),
                 why="its sizes, order or values do not fit the model's header; nothing was loaded",
                 fix="copy or train the model again",
+                zh=f"{n}-gram 表的大小、顺序或数值与文件头不符，未加载任何内容。请重新复制或重新训练",
             )
         rows_below = rows
     if not (model.tables and 0 <= model.bos_id < model.vocab_size and 0 <= model.eos_id < model.vocab_size):
-        raise ModelError("the header of the n-gram model is not sound", where=str(path))
+        raise ModelError(
+            "the header of the n-gram model is not sound", where=str(path), zh="n-gram 模型的文件头有误，未加载任何内容"
+        )
 
 
 def _estimate(
@@ -331,32 +391,44 @@ def _estimate(
     discounts: list[tuple[float, float, float]] = []
     lower = np.full(1, 1.0 / (vocab_size if bos_id == eos_id else vocab_size - 1))
     begins = np.zeros(1, dtype=bool)  # does the prefix begin with the document start?
-    order = len(counted)
-    for n in range(1, order + 1):
-        counts, counted[n - 1] = counted[n - 1], Counts(*[np.zeros(0, dtype=np.int64)] * 3)
+    suffixes = np.zeros(vocab_size, dtype=np.int64)  # of unigrams: the empty n-gram, whose estimate is uniform
+    counted.reverse()
+    while counted:
+        counts = counted.pop()
+        n = len(tables) + 1
         prefixes = counts.keys // vocab_size
         adjusted = counts.occurrences
         begins = begins[prefixes] if n > 1 else counts.keys == bos_id
-        if n < order:
-            continuations = np.bincount(counted[n].suffixes, minlength=counts.keys.size)
+        longer_suffixes = np.zeros(0, dtype=np.int64)
+        if counted:
+            longer_suffixes = suffix_rows(counted[-1].keys, counts.keys, suffixes if n > 1 else None, vocab_size)
+            continuations = np.bincount(longer_suffixes, minlength=counts.keys.size)
             # The unigram of the document start is never predicted: there is nothing to correct for n = 1.
             adjusted = continuations if n == 1 else np.where(begins, adjusted, continuations)
         discounts.append(_discounts(adjusted))
         taken = np.array([0.0, *discounts[-1]])[np.minimum(adjusted, 3)]
-        totals = np.bincount(prefixes, weights=adjusted, minlength=lower.size if n > 1 else 1)
+        totals = np.bincount(prefixes, weights=adjusted, minlength=lower.size)
         masses = np.bincount(prefixes, weights=taken, minlength=totals.size)
         has_words = totals > 0
         gammas = np.divide(masses, totals, out=np.ones(totals.size), where=has_words)
         probabilities = (adjusted - taken) / totals[prefixes]
-        probabilities += gammas[prefixes] * lower[counts.suffixes]
+        probabilities += gammas[prefixes] * lower[suffixes]
         if n == 1 and bos_id != eos_id:
             probabilities[bos_id] = 0.0
         if tables:
             tables[-1].backoffs = np.log(gammas)
         with np.errstate(divide="ignore"):  # log 0 of a document start that is never predicted
             tables.append(Table(counts.keys, np.log(probabilities), np.zeros(0)))
-        lower = probabilities
+        lower, suffixes = probabilities, longer_suffixes
     return tables, discounts
+
+
+def _shown(chunks: Iterator[Chunk], label: str) -> Iterator[Chunk]:
+    """The chunks, with a line that says how many tokens were counted."""
+    with Progress(label, unit="tokens") as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(bar.done + chunk.ids.size - chunk.left)
 
 
 def _discounts(counts: Ints) -> tuple[float, float, float]:

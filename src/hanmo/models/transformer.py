@@ -1,20 +1,26 @@
-"""The transformer: one decoder block, configured, and the formulas of its size and cost.
+"""The transformer: one block, configured. Its angles and masks are in ``positions.py``, its cost in ``cost.py``.
 
-Choices this file knows:
+Every architecture Hanmo knows is a :class:`TransformerConfig` of this one file; ``architectures/`` maps the names and
+configurations of other tools to it. The choices the block knows:
 
-- pre-norm residual blocks with RMSNorm (Zhang and Sennrich 2019);
-- rotary positions (Su et al. 2021), with the linear and Llama-3 rescalings of long-context models;
-- grouped-query attention (Ainslie et al. 2023); one group is multi-query, as many groups as heads is multi-head;
-- optional RMSNorm of queries and keys (Henry et al. 2020), as Qwen3 has it;
-- SwiGLU feed-forward (Shazeer 2020);
-- tied or separate output embedding.
+- kind: decoder (causal), encoder (bidirectional), encoder-decoder (cross-attention; Vaswani et al. 2017);
+- norm: layer norm (Ba et al. 2016), RMSNorm (Zhang and Sennrich 2019), the same with weights around zero (Gemma);
+  before the sublayer (pre), after the residual sum (post), or on both sides of the sublayer (sandwich); of queries and
+  keys (Henry et al. 2020); of the embeddings;
+- positions: rotary (Su et al. 2021), also for a part of each head, with linear, Llama 3, YaRN (Peng et al. 2023) and
+  LongRoPE (Ding et al. 2024) rescaling, and another base in sliding layers; learned; sinusoidal; relative bias (T5);
+- attention: multi-head, grouped, single key/value head (Ainslie et al. 2023); full or sliding window, layer by layer;
+  soft caps of scores and logits (Gemma 2);
+- feed-forward: plain or gated (Shazeer 2020) with ReLU, GELU, its tanh form, or SiLU;
+- output: tied or separate embedding, scaled, with bias, after a transform (masked language models), or a task's head.
 
-Parameter names are those of Hugging Face's Llama, so a state dict is a checkpoint. Tensor names carry their shape:
+Parameter names follow Hugging Face's Llama; a block has ``attention_output_norm`` and ``mlp_output_norm`` where norms
+stand after a sublayer. Tensor names carry their shape:
 
 =====  ==============================================
 B      batch
 T      new positions in this call
-S      all positions, cached ones included
+S      all positions, cached ones included; in cross-attention, those of the source
 D      hidden size
 H, K   query heads, key/value heads
 N      size of one head
@@ -34,17 +40,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hanmo.errors import ModelError
+from hanmo.errors import ModelError, nearest
+from hanmo.models.heads import Head, HeadConfig, Transform, TransformConfig, activation
+from hanmo.models.positions import Rotary, attention_mask, relative_buckets, rotate, sinusoids
+from hanmo.models.tensors import check_tensors
 
-KNOWN_MODEL_TYPES = ("llama", "qwen3")
+NORMS = ("rms", "rms+1", "layer")  # "rms+1": the stored weight is the difference from one
+PLACEMENTS = ("pre", "post", "sandwich")
+POSITIONS = ("rotary", "learned", "sinusoidal", "relative")
+SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Everything that decides the shape of a decoder.
+    """Everything that decides the shape of a network; what has a default is Llama's choice.
 
     Raises:
-        ModelError: sizes that contradict each other.
+        ModelError: sizes that contradict each other, or a choice that is not known.
     """
 
     vocab_size: int
@@ -56,197 +68,132 @@ class TransformerConfig:
     intermediate_size: int
     max_position_embeddings: int  # the context length, in tokens
     rope_theta: float = 10_000.0
-    rope_scaling: dict[str, Any] | None = None  # Hugging Face's "linear" or "llama3" description
+    rope_scaling: dict[str, Any] | None = None  # Hugging Face's description, "rope_type" being one of SCALINGS
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
-    qk_norm: bool = False  # RMSNorm of each query and key head before the rotation
-    attention_bias: bool = False
+    qk_norm: bool = False  # norm of each query and key head before the rotation
+    attention_bias: bool = False  # of queries, keys and values
     mlp_bias: bool = False
+    model_type: str = "llama"  # the architecture as which it is stored
+    causal: bool = True
+    norm: str = "rms"
+    norm_bias: bool = False
+    norm_placement: str = "pre"
+    first_norm: bool = True  # ModernBERT has none before its first attention: the embeddings are normed already
+    final_norm: bool = True
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
+    positions: str = "rotary"
+    position_offset: int = 0  # row of position 0 in a learned table (RoBERTa and BART begin at 2)
+    rotary_dim: int | None = None  # dimensions of each head that are rotated; None: all
+    rope_local_theta: float | None = None  # rotary base of the sliding layers, which are never rescaled; None: the same
+    relative_buckets: int = 32
+    relative_distance: int = 128
+    token_types: int = 0  # segment embeddings (BERT)
+    sliding_window: int | None = None  # keys a position sees: so many up to itself, or on each side where not causal
+    sliding_layers: tuple[bool, ...] | None = None  # which layers slide; None: all, if there is a window
+    attention_scale: float | None = None  # of the scores; None: 1/sqrt(head_dim)
+    attention_softcap: float | None = None
+    output_bias: bool = False  # of the attention's output projection
+    gated: bool = True
+    activation: str = "silu"
+    lm: bool = True  # has an output over the vocabulary
+    lm_transform: TransformConfig | None = None
+    lm_bias: bool = False
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    head: HeadConfig | None = None
+    encoder: TransformerConfig | None = None  # the stack this one attends to
+    shared_embedding: bool = False  # of an encoder: it reads with the token embedding of its decoder
+    dropout: float = 0.0  # of embeddings, attention and sublayer outputs, in training
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
         for name in (*sizes, "intermediate_size", "max_position_embeddings"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f"{name} must be a positive whole number, not {value!r}", where="config.json")
+            if type(value) is not int or value < 1:
+                raise contradiction(
+                    f"{name} must be a positive whole number, not {value!r}", f"{name} 应为正整数，而不是 {value!r}"
+                )
         if self.num_heads % self.num_kv_heads:
-            raise ModelError(
+            raise contradiction(
                 f"{self.num_heads} query heads cannot be shared by {self.num_kv_heads} key/value heads",
-                where="config.json",
-                fix="the number of query heads must be a multiple of the number of key/value heads",
+                f"{self.num_heads} 个查询头不能由 {self.num_kv_heads} 个键值头均分",
+                "the number of query heads must be a multiple of the number of key/value heads",
             )
-        if self.head_dim % 2:
-            raise ModelError(f"head_dim must be even for rotary positions, not {self.head_dim}", where="config.json")
-        kind = (self.rope_scaling or {}).get("rope_type", "default")
-        if kind not in ("default", "linear", "llama3"):
-            raise ModelError(
-                f"unknown rotary scaling '{kind}'", where="config.json", fix="known: default, linear, llama3"
+        if self.positions == "rotary" and (self.rotary_dim or self.head_dim) % 2:
+            raise contradiction(
+                f"head_dim must be even for rotary positions, not {self.rotary_dim or self.head_dim}",
+                "旋转位置编码要求 head_dim 为偶数",
             )
+        if (self.rotary_dim or 0) > self.head_dim:
+            raise contradiction(
+                f"{self.rotary_dim} rotated dimensions are more than a head has ({self.head_dim})",
+                f"旋转维数 {self.rotary_dim} 超过头的维数 {self.head_dim}",
+            )
+        if self.sliding_layers is not None and len(self.sliding_layers) != self.num_layers:
+            raise contradiction(
+                f"there are {self.num_layers} layers, the list of layer types has {len(self.sliding_layers)}",
+                f"共有 {self.num_layers} 层，而层类型列表有 {len(self.sliding_layers)} 项",
+            )
+        if self.encoder is not None and self.encoder.hidden_size != self.hidden_size:
+            raise contradiction("encoder and decoder differ in hidden size", "编码器与解码器的 hidden_size 不同")
+        choices = {
+            "rotary scaling": ((self.rope_scaling or {}).get("rope_type", "default"), SCALINGS),
+            "norm": (self.norm, NORMS),
+            "norm placement": (self.norm_placement, PLACEMENTS),
+            "kind of positions": (self.positions, POSITIONS),
+        }
+        for name, (choice, known) in choices.items():
+            if choice not in known:
+                raise contradiction(
+                    f"unknown {name} '{choice}'",
+                    f"不认识的 {name} '{choice}'",
+                    f"known: {', '.join(known)}. {nearest(str(choice), known)}",
+                )
+        activation(self.activation)
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer sees only a window."""
+        return self.sliding_window is not None and (self.sliding_layers is None or self.sliding_layers[layer])
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> TransformerConfig:
-        """Read a Hugging Face ``config.json`` of the Llama family.
+        """Read a Hugging Face ``config.json``; see :func:`hanmo.models.architectures.read_config`."""
+        from hanmo.models.architectures import read_config
 
-        Raises:
-            ModelError: an architecture this file does not know, or a key that is missing.
-        """
-        kind = config.get("model_type")
-        if kind not in KNOWN_MODEL_TYPES:
-            raise ModelError(
-                f"the architecture '{kind}' is not known",
-                where="config.json",
-                fix="known architectures: " + ", ".join(KNOWN_MODEL_TYPES),
-                zh=f"不认识的模型结构 '{kind}'，目前支持：" + "、".join(KNOWN_MODEL_TYPES),
-            )
-        if config.get("hidden_act", "silu") != "silu":
-            raise ModelError(
-                f"the activation '{config['hidden_act']}' is not known", where="config.json", fix="known: silu"
-            )
-        if config.get("use_sliding_window"):
-            raise ModelError("sliding-window attention is not known for this architecture", where="config.json")
-        rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
-        theta = config.get("rope_theta", rope.pop("rope_theta", 10_000.0))
-        if "type" in rope:  # the name before transformers 4.43
-            rope["rope_type"] = rope.pop("type")
-        try:
-            heads = config["num_attention_heads"]
-            return cls(
-                vocab_size=config["vocab_size"],
-                hidden_size=config["hidden_size"],
-                num_layers=config["num_hidden_layers"],
-                num_heads=heads,
-                num_kv_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                intermediate_size=config["intermediate_size"],
-                max_position_embeddings=config["max_position_embeddings"],
-                rope_theta=float(theta),
-                rope_scaling=rope if rope.get("rope_type", "default") != "default" else None,
-                norm_eps=config.get("rms_norm_eps", 1e-6),
-                tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-                qk_norm=kind == "qwen3",
-                attention_bias=bool(config.get("attention_bias", False)),
-                mlp_bias=bool(config.get("mlp_bias", False)),
-            )
-        except KeyError as missing:
-            raise ModelError(f"the key {missing} is missing", where="config.json") from None
+        return read_config(config)
 
     def to_hf(self) -> dict[str, Any]:
         """The ``config.json`` with which ``transformers`` builds the same network."""
-        qwen = self.qk_norm
-        rope = self.rope_scaling or {"rope_type": "default"}
-        return {
-            "architectures": ["Qwen3ForCausalLM" if qwen else "LlamaForCausalLM"],
-            "model_type": "qwen3" if qwen else "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling,
-            "rope_parameters": {**rope, "rope_theta": self.rope_theta},
-            "rms_norm_eps": self.norm_eps,
-            "tie_word_embeddings": self.tie_embeddings,
-            "attention_bias": self.attention_bias,
-            "hidden_act": "silu",
-            "torch_dtype": "float32",
-            **({"use_sliding_window": False} if qwen else {"mlp_bias": self.mlp_bias}),
-        }
+        from hanmo.models.architectures import write_config
+
+        return write_config(self)
 
 
-# Size and cost -------------------------------------------------------------------------------------------------------
-
-
-def matrix_parameters(config: TransformerConfig) -> int:
-    """Weights of all matrices inside the blocks (what each token is multiplied with, the output embedding left out)."""
-    attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
-    return config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
-
-
-def num_parameters(config: TransformerConfig) -> int:
-    """All parameters of the network; asserted against the real module in the tests."""
-    D, N = config.hidden_size, config.head_dim
-    norms = config.num_layers * (2 * D + (2 * N if config.qk_norm else 0)) + D
-    biases = 0
-    if config.attention_bias:
-        biases += config.num_layers * (N * (config.num_heads + 2 * config.num_kv_heads) + D)
-    if config.mlp_bias:
-        biases += config.num_layers * (2 * config.intermediate_size + D)
-    embeddings = config.vocab_size * D * (1 if config.tie_embeddings else 2)
-    return embeddings + matrix_parameters(config) + norms + biases
-
-
-def forward_flops_per_token(config: TransformerConfig, length: int) -> float:
-    """Floating-point operations to process one token among ``length`` (two per weight, plus causal attention)."""
-    weights = matrix_parameters(config) + config.vocab_size * config.hidden_size
-    attention = 2 * config.num_layers * config.num_heads * config.head_dim * length  # half of 4: causal
-    return 2.0 * weights + attention
-
-
-def training_flops_per_token(config: TransformerConfig, length: int) -> float:
-    """Forward and backward: three times the forward pass (Kaplan et al. 2020, section 2.1)."""
-    return 3.0 * forward_flops_per_token(config, length)
-
-
-def kv_cache_bytes(config: TransformerConfig, tokens: int, bytes_per_value: int = 4) -> int:
-    """Bytes that the keys and values of ``tokens`` positions take."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * bytes_per_value
-
-
-def training_memory_bytes(config: TransformerConfig, batch_size: int, length: int) -> int:
-    """Peak bytes of one fp32 training step: weights, gradients, two optimizer moments, activations, logits.
-
-    The activations kept for the backward pass are counted tensor by tensor: per token and layer 7 of the hidden size
-    (block input, two norms and their inputs, attention output, residual), the rotated and unrotated heads, and 4 of the
-    feed-forward size. Logits are held once as values and once as gradients.
-    """
-    tokens = batch_size * length
-    heads = config.head_dim * (2 * config.num_heads + 3 * config.num_kv_heads)
-    layer = 7 * config.hidden_size + heads + 4 * config.intermediate_size
-    activations = tokens * (config.num_layers * layer + 2 * config.hidden_size + 3 * config.vocab_size)
-    return 4 * (4 * num_parameters(config) + activations)
-
-
-# The network ---------------------------------------------------------------------------------------------------------
-
-
-def rotary_frequencies(config: TransformerConfig) -> Tensor:
-    """Angle per position of each pair of head dimensions, float32 ``[N/2]``, rescaled as the model asks."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies: Tensor = 1.0 / config.rope_theta**exponents
-    scaling = config.rope_scaling or {}
-    kind = scaling.get("rope_type", "default")
-    if kind == "linear":
-        return frequencies / float(scaling["factor"])
-    if kind == "llama3":  # slow rotations are stretched, fast ones kept, those between are blended
-        wavelength = 2 * math.pi / frequencies
-        old = scaling["original_max_position_embeddings"]
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        blend: Tensor = ((old / wavelength - low) / (high - low)).clamp(0, 1)
-        return (1 - blend) * frequencies / float(scaling["factor"]) + blend * frequencies
-    return frequencies
-
-
-def rotate(x_BTHN: Tensor, cos_BTN: Tensor, sin_BTN: Tensor) -> Tensor:
-    """Rotate each pair (n, n + N/2) of every head by the angle of its position."""
-    left, right = x_BTHN.chunk(2, dim=-1)
-    turned = torch.cat((-right, left), dim=-1)
-    return x_BTHN * cos_BTN.unsqueeze(2) + turned * sin_BTN.unsqueeze(2)
+def contradiction(what: str, zh: str, fix: str = "") -> ModelError:
+    """The error for a configuration that no network can have."""
+    return ModelError(what, where="config.json", fix=fix, zh=zh)
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square over the last dimension and scale."""
+    """Divide by the root mean square over the last dimension and scale by ``offset`` + weight."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
+        weight = self.weight + self.offset if self.offset else self.weight
+        return F.rms_norm(x, (x.size(-1),), weight, self.eps)
+
+
+def make_norm(config: TransformerConfig, size: int | None = None) -> nn.Module:
+    """The norm of an architecture, over the hidden size by default."""
+    if config.norm == "layer":
+        return nn.LayerNorm(size or config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+    return RMSNorm(size or config.hidden_size, config.norm_eps, 1.0 if config.norm == "rms+1" else 0.0)
 
 
 class KVCache:
@@ -269,6 +216,7 @@ class KVCache:
         shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.source: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values of an encoder's states
         self.max_length = max_length
         self.length = 0
 
@@ -276,7 +224,10 @@ class KVCache:
         """Store the new positions of one layer and return all of its keys and values, ``[B, K, S, N]``."""
         stop = self.length + keys_BKTN.size(2)
         if stop > self.max_length:
-            raise ModelError(f"the cache holds {self.max_length} positions, {stop} were needed")
+            raise ModelError(
+                f"the cache holds {self.max_length} positions, {stop} were needed",
+                zh=f"缓存只能容纳 {self.max_length} 个位置，需要 {stop} 个",
+            )
         self.keys[layer, :, :, self.length : stop] = keys_BKTN
         self.values[layer, :, :, self.length : stop] = values_BKTN
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
@@ -287,102 +238,278 @@ class KVCache:
         shape = (self.keys.size(0), len(rows), *self.keys.shape[2:])
         self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
         self.keys[..., : self.length, :], self.values[..., : self.length, :] = keys, values
+        self.source = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.source.items()}
+
+
+@dataclass
+class Memory:
+    """What a decoder attends to: the encoder's states ``[B, S, D]`` and, where rows are padded, a mask ``[B, S]``."""
+
+    states_BSD: Tensor
+    mask_BS: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Memory:
+        """Only (or repeatedly) the given rows."""
+        return Memory(self.states_BSD[rows], None if self.mask_BS is None else self.mask_BS[rows])
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions; queries share keys and values in groups."""
+    """Attention to earlier or all positions, or to an encoder's states; queries share keys and values in groups."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         D, H, K, N = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         self.heads, self.kv_heads, self.head_dim = H, K, N
+        self.scale, self.softcap, self.dropout = config.attention_scale, config.attention_softcap, config.dropout
+        self.causal = config.causal
         self.q_proj = nn.Linear(D, H * N, bias=config.attention_bias)
         self.k_proj = nn.Linear(D, K * N, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, K * N, bias=config.attention_bias)
-        self.o_proj = nn.Linear(H * N, D, bias=config.attention_bias)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(N, config.norm_eps)
-            self.k_norm = RMSNorm(N, config.norm_eps)
-        self.qk_norm = config.qk_norm
+        self.o_proj = nn.Linear(H * N, D, bias=config.output_bias)
+        self.q_norm = make_norm(config, N) if config.qk_norm else None
+        self.k_norm = make_norm(config, N) if config.qk_norm else None
+
+    def keys_values(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of some states, ``[B, K, S, N]`` each."""
+        B, S, _ = x_BSD.shape
+        k_BSKN = self.k_proj(x_BSD).view(B, S, self.kv_heads, self.head_dim)
+        v_BSKN = self.v_proj(x_BSD).view(B, S, self.kv_heads, self.head_dim)
+        if self.k_norm is not None:
+            k_BSKN = self.k_norm(k_BSKN)
+        if rotary is not None:
+            k_BSKN = rotate(k_BSKN, *rotary)
+        return k_BSKN.transpose(1, 2), v_BSKN.transpose(1, 2)
 
     def forward(
         self,
         x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask_BTS: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
         cache: KVCache | None,
         layer: int,
     ) -> Tensor:
+        """Self-attention; ``mask`` is bool or an additive bias, ``[B or 1, H or 1, T, S]``."""
+        k_BKSN, v_BKSN = self.keys_values(x_BTD, rotary)
+        if cache is not None:
+            k_BKSN, v_BKSN = cache.append(layer, k_BKSN, v_BKSN)
+        return self.attend(x_BTD, k_BKSN, v_BKSN, mask, rotary, causal=self.causal)
+
+    def attend(
+        self,
+        x_BTD: Tensor,
+        k_BKSN: Tensor,
+        v_BKSN: Tensor,
+        mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
+        """The answer to the queries of ``x_BTD``."""
         B, T, _ = x_BTD.shape
         q_BTHN = self.q_proj(x_BTD).view(B, T, self.heads, self.head_dim)
-        k_BTKN = self.k_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim)
-        v_BKTN = self.v_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        if self.qk_norm:
-            q_BTHN, k_BTKN = self.q_norm(q_BTHN), self.k_norm(k_BTKN)
-        q_BHTN = rotate(q_BTHN, *rotary).transpose(1, 2)
-        k_BKSN = rotate(k_BTKN, *rotary).transpose(1, 2)
-        v_BKSN = v_BKTN
-        if cache is not None:
-            k_BKSN, v_BKSN = cache.append(layer, k_BKSN, v_BKTN)
-        y_BHTN = F.scaled_dot_product_attention(
-            q_BHTN,
-            k_BKSN,
-            v_BKSN,
-            attn_mask=None if mask_BTS is None else mask_BTS.unsqueeze(1),
-            is_causal=mask_BTS is None and T > 1,
-            enable_gqa=self.heads != self.kv_heads,
-        )
+        if self.q_norm is not None:
+            q_BTHN = self.q_norm(q_BTHN)
+        if rotary is not None:
+            q_BTHN = rotate(q_BTHN, *rotary)
+        causal = causal and mask is None and T > 1
+        dropout = self.dropout if self.training else 0.0
+        if self.softcap is None:
+            y_BHTN = F.scaled_dot_product_attention(
+                q_BTHN.transpose(1, 2),
+                k_BKSN,
+                v_BKSN,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=causal,
+                scale=self.scale,
+                enable_gqa=self.heads != self.kv_heads,
+            )
+        else:
+            y_BHTN = self.capped(q_BTHN.transpose(1, 2), k_BKSN, v_BKSN, mask, causal, dropout)
         return self.o_proj(y_BHTN.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))  # type: ignore[no-any-return]
+
+    def capped(
+        self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, mask: Tensor | None, causal: bool, dropout: float
+    ) -> Tensor:
+        """Attention whose scores are squeezed into (-softcap, softcap), which the fused kernel cannot do."""
+        assert self.softcap is not None
+        groups = self.heads // self.kv_heads
+        k_BHSN, v_BHSN = k_BKSN.repeat_interleave(groups, 1), v_BKSN.repeat_interleave(groups, 1)
+        scores = q_BHTN @ k_BHSN.transpose(2, 3) * (self.scale or self.head_dim**-0.5)
+        scores = self.softcap * torch.tanh(scores / self.softcap)
+        if causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        weights = F.dropout(scores.float().softmax(-1).to(q_BHTN.dtype), dropout)
+        return weights @ v_BHSN
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: a gate decides, elementwise, how much of the up-projection passes."""
+    """Two matrices with an activation between them, or three: a gate decides how much of the up-projection passes."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        D, F_, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(D, F_, bias=bias) if config.gated else None
+        self.up_proj = nn.Linear(D, F_, bias=bias)
+        self.down_proj = nn.Linear(F_, D, bias=bias)
+        self.activation = activation(config.activation)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))  # type: ignore[no-any-return]
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x_BTD)))  # type: ignore[no-any-return]
+        return self.down_proj(self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each added to the residual stream after a norm of its input."""
+    """Self-attention, cross-attention if there is an encoder, and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        self.normed_sum, self.dropout, self.layer = config.norm_placement == "post", config.dropout, layer
+
+        def norm(wanted: bool) -> nn.Module | None:
+            return make_norm(config) if wanted else None
+
+        self.input_layernorm = norm(before and (config.first_norm or layer > 0))
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention_output_norm = norm(after)
+        if config.encoder:
+            self.cross_attention_norm = norm(before)
+            self.cross_attn = Attention(config)
+            self.cross_attention_output_norm = norm(after)
+        self.post_attention_layernorm = norm(before)
         self.mlp = FeedForward(config)
+        self.mlp_output_norm = norm(after)
+
+    def add(self, x_BTD: Tensor, y_BTD: Tensor, norm: nn.Module | None) -> Tensor:
+        """Add a sublayer's output to the residual stream, normed before (sandwich) or after (post) the sum."""
+        y_BTD = F.dropout(y_BTD, self.dropout, self.training)
+        if norm is None:
+            return x_BTD + y_BTD
+        return norm(x_BTD + y_BTD) if self.normed_sum else x_BTD + norm(y_BTD)  # type: ignore[no-any-return]
 
     def forward(
         self,
         x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask_BTS: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
         cache: KVCache | None,
-        layer: int,
+        memory: Memory | None,
     ) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask_BTS, cache, layer)
-        x_BTD = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
-        return x_BTD
+        y_BTD = x_BTD if self.input_layernorm is None else self.input_layernorm(x_BTD)
+        x_BTD = self.add(x_BTD, self.self_attn(y_BTD, rotary, mask, cache, self.layer), self.attention_output_norm)
+        if memory is not None:
+            y_BTD = x_BTD if self.cross_attention_norm is None else self.cross_attention_norm(x_BTD)
+            y_BTD = self.look_up(y_BTD, memory, cache)
+            x_BTD = self.add(x_BTD, y_BTD, self.cross_attention_output_norm)
+        y_BTD = x_BTD if self.post_attention_layernorm is None else self.post_attention_layernorm(x_BTD)
+        return self.add(x_BTD, self.mlp(y_BTD), self.mlp_output_norm)
+
+    def look_up(self, x_BTD: Tensor, memory: Memory, cache: KVCache | None) -> Tensor:
+        """Attend to the encoder's states; their keys and values are computed once per cache."""
+        found = None if cache is None else cache.source.get(self.layer)
+        if found is None:
+            found = self.cross_attn.keys_values(memory.states_BSD, None)
+            if cache is not None:
+                cache.source[self.layer] = found
+        mask = None if memory.mask_BS is None else memory.mask_BS[:, None, None, :]
+        return self.cross_attn.attend(x_BTD, *found, mask)
 
 
-class Decoder(nn.Module):
-    """Embedding, blocks and the final norm: token ids to hidden states."""
+class Stack(nn.Module):
+    """Embeddings, blocks and the final norm: token ids to hidden states."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.config = config
+        D = config.hidden_size
+        if not config.shared_embedding:
+            self.embed_tokens = nn.Embedding(config.vocab_size, D)
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings + config.position_offset, D)
+        if config.positions == "relative":
+            self.relative_bias = nn.Embedding(config.relative_buckets, config.num_heads)
+        if config.token_types:
+            self.embed_types = nn.Embedding(config.token_types, D)
+        self.embed_norm = make_norm(config) if config.embedding_norm else None
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = make_norm(config) if config.final_norm else None
+        self.kinds = sorted({config.slides(layer) for layer in range(config.num_layers)})  # of layers: sliding or not
+        if config.positions == "rotary":
+            self.rotary = nn.ModuleDict({str(local): Rotary(config, local=local) for local in self.kinds})
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        embedding_VD: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions_BT: Tensor | None = None,
+        mask_BS: Tensor | None = None,
+        types_BT: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """Hidden states ``[B, T, D]``; arguments as in :meth:`Transformer.forward`."""
+        config, T, start = self.config, ids_BT.size(1), cache.length if cache is not None else 0
+        if positions_BT is None and mask_BS is not None:  # counted from each row's first real token
+            positions_BT = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, start:]
+        elif positions_BT is None:
+            positions_BT = torch.arange(start, start + T, device=ids_BT.device).unsqueeze(0)
+        x_BTD = self.embed(ids_BT, embedding_VD, positions_BT, types_BT)
+        masks, rotaries = {}, {}
+        for local in self.kinds:
+            masks[local] = self.mask(T, start, mask_BS, local, x_BTD)
+            rotaries[local] = (
+                self.rotary[str(local)](positions_BT, x_BTD.dtype) if config.positions == "rotary" else None
+            )
+        for layer, block in enumerate(self.layers):
+            local = config.slides(layer)
+            x_BTD = block(x_BTD, rotaries[local], masks[local], cache, memory)
+        if cache is not None:
+            cache.length = start + T
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def embed(self, ids_BT: Tensor, embedding_VD: Tensor, positions_BT: Tensor, types_BT: Tensor | None) -> Tensor:
+        """The states that enter the first block."""
+        config = self.config
+        x_BTD = F.embedding(ids_BT, embedding_VD)
+        if config.embedding_scale != 1:
+            x_BTD = x_BTD * config.embedding_scale
+        if config.positions == "learned":
+            x_BTD = x_BTD + self.embed_positions(positions_BT + config.position_offset)
+        elif config.positions == "sinusoidal":
+            x_BTD = x_BTD + sinusoids(positions_BT, config.hidden_size).to(x_BTD.dtype)
+        if config.token_types:
+            x_BTD = x_BTD + self.embed_types(torch.zeros_like(ids_BT) if types_BT is None else types_BT)
+        if self.embed_norm is not None:
+            x_BTD = self.embed_norm(x_BTD)
+        return F.dropout(x_BTD, config.dropout, self.training)
+
+    def mask(self, T: int, start: int, mask_BS: Tensor | None, local: bool, like: Tensor) -> Tensor | None:
+        """The mask or the additive bias of the full or the sliding layers."""
+        config, relative = self.config, self.config.positions == "relative"
+        seen_BTS = attention_mask(
+            T,
+            start,
+            mask_BS,
+            like.device,
+            causal=config.causal,
+            window=config.sliding_window if local else None,
+            explicit=relative and config.causal,
+        )
+        mask = None if seen_BTS is None else seen_BTS.unsqueeze(1)
+        if not relative:
+            return mask
+        bias_THS = self.relative_bias(relative_buckets(T, start + T, config, like.device))
+        bias_1HTS: Tensor = bias_THS.permute(2, 0, 1).unsqueeze(0).to(like.dtype)
+        return bias_1HTS if mask is None else bias_1HTS.masked_fill(~mask, -math.inf)
 
 
 class Transformer(nn.Module):
-    """A decoder language model.
+    """A decoder, an encoder or both, with an output over the vocabulary, a task's head, or neither.
 
     >>> config = TransformerConfig(11, 8, 1, 2, 1, 4, 16, 32)
     >>> Transformer(config)(torch.tensor([[1, 2, 3]])).shape
@@ -392,16 +519,20 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
-        if not config.tie_embeddings:
+        self.model = Stack(config)
+        self.encoder = Stack(config.encoder) if config.encoder else None
+        if config.lm and config.lm_transform:
+            self.lm_transform = Transform(config.hidden_size, config.lm_transform)
+        if config.lm and not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
-        self.frequencies: Tensor
+        self.lm_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.lm and config.lm_bias else None
+        self.head = Head(config.hidden_size, config.head) if config.head else None
 
     @property
     def output_weight(self) -> Tensor:
-        """The output embedding, ``[V, D]``; the input embedding itself where they are tied."""
-        return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+        """The output embedding, ``[V, D]``; the input embedding itself where they are tied (or there is no output)."""
+        tied = self.config.tie_embeddings or not self.config.lm
+        return self.model.embed_tokens.weight if tied else self.lm_head.weight
 
     def initialize(self, seed: int) -> None:
         """Draw all weights: normal with 1/sqrt(fan-in), zero where a block writes into the residual stream.
@@ -409,38 +540,49 @@ class Transformer(nn.Module):
         With zero output projections each block starts as the identity, which lets small models train at high rates.
         """
         generator = torch.Generator().manual_seed(seed)
+        norms = {id(module.weight): 1.0 - module.offset for module in self.modules() if isinstance(module, RMSNorm)}
+        norms |= {id(module.weight): 1.0 for module in self.modules() if isinstance(module, nn.LayerNorm)}
         for name, parameter in self.named_parameters():
             with torch.no_grad():
                 if parameter.dim() < 2:
-                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                    parameter.fill_(norms.get(id(parameter), 0.0))
                 elif name.endswith(("o_proj.weight", "down_proj.weight")):
                     parameter.zero_()
                 else:
-                    scale = 0.02 if "embed" in name or "lm_head" in name else parameter.size(1) ** -0.5
+                    small = "embed" in name or name.startswith(("lm_head", "head."))
+                    scale = 0.02 if small else parameter.size(1) ** -0.5
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
-    def hidden(
-        self,
-        ids_BT: Tensor,
-        *,
-        cache: KVCache | None = None,
-        positions_BT: Tensor | None = None,
-        mask_BS: Tensor | None = None,
-    ) -> Tensor:
+    def encode(self, ids_BS: Tensor, *, mask_BS: Tensor | None = None) -> Memory:
+        """The encoder's states of some source texts, for ``memory`` of :meth:`forward`.
+
+        Args:
+            ids_BS: token ids of the sources.
+            mask_BS: bool, False where a row is padded.
+
+        Raises:
+            ModelError: the network has no encoder beside its decoder.
+        """
+        if self.encoder is None:
+            raise ModelError("this network has no encoder beside its decoder", zh="该网络没有独立的编码器")
+        weight = (self.model if self.encoder.config.shared_embedding else self.encoder).embed_tokens.weight
+        return Memory(self.encoder(ids_BS, weight, mask_BS=mask_BS), mask_BS)
+
+    def hidden(self, ids_BT: Tensor, **inputs: Any) -> Tensor:
         """Hidden states after the final norm, ``[B, T, D]``. Arguments as in :meth:`forward`."""
-        T = ids_BT.size(1)
-        start = cache.length if cache is not None else 0
-        if positions_BT is None:
-            positions_BT = torch.arange(start, start + T, device=ids_BT.device).unsqueeze(0)
-        angles_BTN = (positions_BT.unsqueeze(-1).float() * self.frequencies).repeat(1, 1, 2)
-        x_BTD = self.model.embed_tokens(ids_BT)
-        rotary = (angles_BTN.cos().to(x_BTD.dtype), angles_BTN.sin().to(x_BTD.dtype))
-        mask_BTS = attention_mask(T, start, mask_BS, ids_BT.device)
-        for index, block in enumerate(self.model.layers):
-            x_BTD = block(x_BTD, rotary, mask_BTS, cache, index)
-        if cache is not None:
-            cache.length = start + T
-        return self.model.norm(x_BTD)  # type: ignore[no-any-return]
+        return self.model(ids_BT, self.model.embed_tokens.weight, **inputs)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 scores of the vocabulary from hidden states, ``[..., D]`` to ``[..., V]``."""
+        config = self.config
+        if config.lm_transform:
+            hidden = self.lm_transform(hidden)
+        if config.logit_scale != 1:
+            hidden = hidden * config.logit_scale
+        scores = F.linear(hidden, self.output_weight, self.lm_bias).float()
+        if config.logit_softcap is not None:
+            scores = config.logit_softcap * torch.tanh(scores / config.logit_softcap)
+        return scores
 
     def forward(
         self,
@@ -449,79 +591,55 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         positions_BT: Tensor | None = None,
         mask_BS: Tensor | None = None,
+        types_BT: Tensor | None = None,
+        memory: Memory | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """Logits of the next token after each position.
+        """Logits of the next token after each position; of the token itself where the network is not causal.
 
         Args:
             ids_BT: token ids, int64 ``[B, T]``.
             cache: keys and values of earlier positions; the T new ones are appended to it.
-            positions_BT: rotary positions; by default they go on from the cache.
+            positions_BT: by default they count from each row's first real token and go on from the cache.
             mask_BS: bool over all S = cached + T keys, False where a row is padded.
+            types_BT: segment of each token, where the network has segments; default 0.
+            memory: what the encoder of an encoder-decoder made of the source.
             last_only: compute the logits of the last position only.
 
         Returns:
-            float32 logits ``[B, T, V]`` (``[B, 1, V]`` with ``last_only``).
+            float32 logits ``[B, T, V]`` (``[B, 1, V]`` with ``last_only``); the scores of the head if there is one;
+            the hidden states ``[B, T, D]`` of a network that has neither.
         """
-        x_BTD = self.hidden(ids_BT, cache=cache, positions_BT=positions_BT, mask_BS=mask_BS)
+        x_BTD = self.hidden(
+            ids_BT, cache=cache, positions_BT=positions_BT, mask_BS=mask_BS, types_BT=types_BT, memory=memory
+        )
+        if self.head is not None:
+            return self.head(x_BTD, mask_BS).float()  # type: ignore[no-any-return]
         if last_only:
             x_BTD = x_BTD[:, -1:]
-        return F.linear(x_BTD, self.output_weight).float()
+        return self.logits(x_BTD) if self.config.lm else x_BTD
 
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor, chunk: int = 2048) -> Tensor:
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor, chunk: int = 2048, **inputs: Any) -> Tensor:
         """Summed negative log-likelihood of the targets, in nats; targets below zero are left out.
 
         Logits are computed for ``chunk`` positions at a time, so that the softmax works on what the cache still holds.
         """
-        x_MD = self.hidden(ids_BT).flatten(0, 1)
+        x_MD = self.hidden(ids_BT, **inputs).flatten(0, 1)
         targets_M = targets_BT.flatten()
         total = x_MD.new_zeros(())
         for x_D, target in zip(torch.split(x_MD, chunk), torch.split(targets_M, chunk), strict=True):
-            logits = F.linear(x_D, self.output_weight).float()
-            total = total + F.cross_entropy(logits, target, reduction="sum", ignore_index=-1)
+            total = total + F.cross_entropy(self.logits(x_D), target, reduction="sum", ignore_index=-1)
         return total
 
 
-def attention_mask(T: int, start: int, mask_BS: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which keys each new position may see, bool ``[B or 1, T, S]``; None where plain causal attention suffices.
-
-    A padded position sees itself, so that its (unused) softmax stays finite.
-    """
-    if mask_BS is None and (start == 0 or T == 1):
-        return None
-    S = start + T
-    query = torch.arange(start, S, device=device).unsqueeze(1)
-    key = torch.arange(S, device=device).unsqueeze(0)
-    causal_TS = key <= query
-    if mask_BS is None:
-        return causal_TS.unsqueeze(0)
-    return (causal_TS & mask_BS.unsqueeze(1)) | (key == query)
-
-
 def build(config: TransformerConfig, state: Mapping[str, Tensor]) -> Transformer:
-    """Make a model from a checkpoint without initialising weights first.
+    """Make a model from a checkpoint without initialising weights first; the tensors are taken as they are, uncopied.
 
     Raises:
         ModelError: a tensor is missing, unexpected, of the wrong shape, or holds NaN; the message names it.
     """
     with torch.device("meta"):
         model = Transformer(config)
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    given = dict(state)
-    if config.tie_embeddings:
-        given.pop("lm_head.weight", None)
-    for name in [n for n in given if n.endswith("rotary_emb.inv_freq")]:  # stored by old exporters, computed here
-        del given[name]
-    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
-    if missing:
-        raise ModelError(f"{len(missing)} tensors are missing, the first is '{missing[0]}' {expected[missing[0]]}")
-    if extra:
-        raise ModelError(f"{len(extra)} tensors do not belong to this architecture, the first is '{extra[0]}'")
-    for name, tensor in given.items():
-        if tuple(tensor.shape) != expected[name]:
-            raise ModelError(f"the tensor '{name}' has shape {tuple(tensor.shape)}, expected {expected[name]}")
-        if not tensor.sum().isfinite() and not tensor.isfinite().all():  # the sum is cheap but may overflow
-            raise ModelError(f"the tensor '{name}' holds NaN or infinite values")
-    model.load_state_dict(given, strict=True, assign=True)
-    model.frequencies = rotary_frequencies(config)
+    check_tensors({name: tuple(p.shape) for name, p in model.named_parameters()}, state)
+    model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

@@ -36,6 +36,7 @@ from hanmo.text.fast import (
     steps,
 )
 
+WORD_SPACES = "[ \\t\\n\\r\\f\\v\u3000]+"  # between the words of a word tokenizer
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -50,7 +51,9 @@ class Tokenizer:
         bos_id, eos_id, pad_id: ids of the control tokens for begin, end and padding, or None.
         special_tokens: every control token and its id. These ids never come from ordinary text.
         chat_template: the Jinja source of the chat template, or None.
-        adds_prefix_space: a SentencePiece-style tokenizer that puts a space before the text; ``decode`` removes it.
+        adds_prefix_space: a SentencePiece-style tokenizer that puts a space before the text, or a word tokenizer, which
+            puts one before every word; ``decode`` removes the first.
+        is_word_level: the tokens are words between spaces, as :func:`hanmo.text.training.train_words` makes them.
 
     >>> from hanmo.text.training import train_char
     >>> tokenizer = train_char(["床前明月光"])
@@ -96,6 +99,13 @@ class Tokenizer:
             or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
             for step in decoders
         )
+        chain = steps(self._definition.get("pre_tokenizer"))
+        self.is_word_level = (
+            self._definition["model"]["type"] == "WordLevel"
+            and [step.get("pattern") for step in chain] == [{"Regex": WORD_SPACES}]
+            and not self._decoders
+        )
+        self.adds_prefix_space |= self.is_word_level
 
     # -- reading and writing -------------------------------------------------------------------------------------------
 
@@ -283,7 +293,23 @@ class Tokenizer:
 
     def _encode_slowly(self, text: str) -> IdArray:
         require_utf8(text)
-        return np.array(self._plain.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        try:
+            return np.array(self._plain.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        except Exception:  # the library raises plain Exception
+            missing = [word for word in re.split(WORD_SPACES, text) if word and word not in self.words]
+            if not self.is_word_level or not missing:
+                raise
+            raise DataError(
+                f"the word '{missing[0][:40]}' is not in the vocabulary, which has no token for unknown words",
+                why="the model has a closed vocabulary: the words of its training text",
+                fix="leave the word out",
+                zh=f"词 '{missing[0][:40]}' 不在词表中，且词表没有未知词符号；请去掉这个词",
+            ) from None
+
+    @cached_property
+    def words(self) -> dict[str, int]:
+        """Every token that ordinary text can give, and its id; control tokens are left out."""
+        return {token: index for index, token in self._token_of_id.items() if token not in self.special_tokens}
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
@@ -303,10 +329,11 @@ class Tokenizer:
         if self._decoders & {"ByteFallback", "Metaspace", "Replace"}:
             byte = BYTE_TOKEN.fullmatch(token)
             return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
-        return token.encode()
+        return f" {token}".encode() if self.is_word_level else token.encode()
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that a token stands for, ``b""`` for a control token; joined, they are the UTF-8 of the text.
+        """The bytes that a token stands for, ``b""`` for a control token; joined, they are the UTF-8 of the text (after
+        a space where the tokenizer ``adds_prefix_space``).
 
         Raises:
             DataError: the id is out of the vocabulary.

@@ -1,6 +1,6 @@
-"""Train tokenizers: byte-level BPE, and single characters.
+"""Train tokenizers: byte-level BPE, single characters, and the words of a word-level corpus.
 
-Every tokenizer trained here has the same control tokens at the same ids:
+Every BPE and character tokenizer trained here has the same control tokens at the same ids:
 
 ==  ==================  ==============================================================
 id  token               use
@@ -13,6 +13,9 @@ id  token               use
 ==  ==================  ==============================================================
 
 In a BPE vocabulary the 256 bytes follow (id 4 + byte), so no text is ever unknown; then the merges in their order.
+
+A word tokenizer keeps the conventions of its corpora instead: ``<eos>`` (id 0) ends a sentence, ``<unk>`` is a word
+like any other and stands for those that are not in the vocabulary. The words follow, the most frequent first.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +37,10 @@ from hanmo.language import pick
 from hanmo.progress import Progress
 from hanmo.settings import notice
 from hanmo.text.fast import CHARACTER_OF_BYTE, CHARACTER_PIECES, merge_pairs
-from hanmo.text.tokenizer import Tokenizer, require_utf8
+from hanmo.text.tokenizer import WORD_SPACES, Tokenizer, require_utf8
 
 END_OF_TEXT, PAD, IM_START, IM_END, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>", "<|unk|>"
+END_OF_SENTENCE, UNKNOWN_WORD = "<eos>", "<unk>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, IM_START, IM_END)
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
@@ -256,6 +262,88 @@ def train_char(
         },
     }
     return finish(definition, chat_template)
+
+
+SPACES = re.compile(WORD_SPACES)
+
+
+def split_words(line: str) -> list[str]:
+    """The words of a line: what stands between ASCII white space and ideographic spaces.
+
+    >>> split_words(" 我们 都 是\u3000<unk> ")
+    ['我们', '都', '是', '<unk>']
+    """
+    return [word for word in SPACES.split(line) if word]
+
+
+def train_words(sentences: Iterable[Iterable[str]], *, vocab_size: int | None = None) -> Tokenizer:
+    """Make a tokenizer with one id per word, split at spaces.
+
+    Args:
+        sentences: the words of each line of the training text, streamed; all are read.
+        vocab_size: keep the most frequent words, ``<eos>`` and ``<unk>`` included; every other one becomes ``<unk>``.
+            Without it all words are kept, and ``<unk>`` is known only if the text has it.
+
+    Raises:
+        DataError: there are no words.
+        UsageError: ``vocab_size`` has no room for a word.
+
+    >>> tokenizer = train_words([["we", "<unk>", "tea"], ["we", "drink"]])
+    >>> tokenizer.decode(tokenizer.encode("we drink milk"))
+    'we drink <unk>'
+    """
+    counts: Counter[str] = Counter()
+    for words in sentences:
+        counts.update(words)
+    if not counts:
+        raise no_text()
+    if vocab_size is not None and vocab_size < 3:
+        raise UsageError(
+            f"a vocabulary of {vocab_size} has no room for {END_OF_SENTENCE}, {UNKNOWN_WORD} and a word",
+            fix="choose 3 or more, for example 10000",
+            zh=f"词表大小 {vocab_size} 太小：至少为 3，例如 10000",
+        )
+    counts.pop(END_OF_SENTENCE, None)
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    if vocab_size is not None and len(ordered) > vocab_size - 1:
+        kept = [word for word in ordered if word != UNKNOWN_WORD][: vocab_size - 2]
+        counts[UNKNOWN_WORD] = sum(counts.values()) - sum(counts[word] for word in kept)
+        ordered = sorted([*kept, UNKNOWN_WORD], key=lambda word: (-counts[word], word))
+    return words_tokenizer([END_OF_SENTENCE, *ordered], start=END_OF_SENTENCE, end=END_OF_SENTENCE)
+
+
+def words_tokenizer(
+    words: Sequence[str], *, start: str = "<s>", end: str = "</s>", unknown: str = UNKNOWN_WORD
+) -> Tokenizer:
+    """A tokenizer of known words, split at spaces; the id of a word is its place.
+
+    Args:
+        words: all different; by default with the special words of ARPA files.
+        start, end: the words that stand for the beginning and the end of a sentence and are never read from a text.
+        unknown: what every other word becomes, if it is one of the words; else there is none.
+
+    >>> words_tokenizer(["</s>", "茶", "tea", "<s>"]).encode("tea 茶")
+    [2, 1]
+    """
+    vocabulary = {word: index for index, word in enumerate(words)}
+    definition = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [control_token(index, word) for word, index in vocabulary.items() if word in (start, end)],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": WORD_SPACES},
+            "behavior": "Removed",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": None,  # words are joined by spaces
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown if unknown in vocabulary else ""},
+    }
+    text = json.dumps(definition, ensure_ascii=False, indent=1) + "\n"
+    return Tokenizer(text, bos_token=start, eos_token=end)
 
 
 def control_token(index: int, content: str) -> dict[str, Any]:

@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from hanmo.errors import Interrupted, ModelError
 from hanmo.language import pick
-from hanmo.models.transformer import Transformer
 from hanmo.progress import Progress, RunLog
 from hanmo.training.checkpoint import TrainingState, load_newest, save_checkpoint
-from hanmo.training.objectives import CausalLanguageModeling
+from hanmo.training.objectives import Objective
 from hanmo.training.optimizer import Optimizer, OptimizerSettings
 
 EVALUATIONS = 20  # per run, evenly over its horizon
@@ -30,7 +31,10 @@ WARMUP_STEPS = 20  # short: the blocks start as identities, so full rates are sa
 COOLDOWN = 0.6  # the last share of the horizon, in which the rate falls linearly
 FINAL_RATE = 0.02  # of the peak
 CHECKPOINT_SECONDS = 60.0
+BEST, CARRIED = "best.", "carried."  # what stands before the names of these tensors in a checkpoint
 FINAL_TOKENS = 500_000  # the closing evaluation must not outlast the training; most validation splits are smaller
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,12 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
             signal.signal(number, old)
 
 
-class Trainer:
+def named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with ``prefix``, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+class Trainer(Generic[ModelT]):
     """One run: model, objective and settings, and the folder that holds its log and checkpoints.
 
     Args:
@@ -122,8 +131,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: Transformer,
-        objective: CausalLanguageModeling,
+        model: ModelT,
+        objective: Objective[ModelT, Any],
         settings: FitSettings,
         run: Path,
         *,
@@ -166,9 +175,11 @@ class Trainer:
                 zh="检查点属于另一套设置（数据、分词器、模型或训练参数不同）；请使用原来的设置或更换 --out",
             )
         self.state = checkpoint.state
-        current = {name: value for name, value in checkpoint.model.items() if not name.startswith("best.")}
-        self.best = {name[5:]: value for name, value in checkpoint.model.items() if name.startswith("best.")}
-        self.model.load_state_dict(current)
+        self.model.load_state_dict({name: checkpoint.model[name] for name in self.model.state_dict()})
+        self.best = named(checkpoint.model, BEST)
+        self.objective.load_state_tensors(
+            {name: value.to(self.device) for name, value in named(checkpoint.model, CARRIED).items()}
+        )
         self.optimizer.load_state_tensors(checkpoint.optimizer)
 
     def fraction(self, elapsed: float) -> float:
@@ -264,9 +275,10 @@ class Trainer:
         return self.state.step % every == 0 if every else seconds >= CHECKPOINT_SECONDS
 
     def save(self) -> None:
-        """Write a checkpoint: weights, the best weights so far, optimizer and state."""
+        """Write a checkpoint: weights, the best weights so far, what the objective carries, optimizer and state."""
         tensors = dict(self.model.state_dict())
-        tensors.update({f"best.{name}": value for name, value in self.best.items()})
+        tensors.update({BEST + name: value for name, value in self.best.items()})
+        tensors.update({CARRIED + name: value for name, value in self.objective.state_tensors().items()})
         save_checkpoint(self.checkpoints, tensors, self.optimizer.state_tensors(), self.state)
 
     def finish(self, tokens: int, seconds: float) -> FitResult:

@@ -30,6 +30,7 @@ class OptimizerSettings:
         weight_decay: decoupled decay of the block matrices, per step and unit of rate.
         momentum: Muon's Nesterov momentum.
         betas: AdamW's two averages.
+        muon: update block matrices with Muon; False: every parameter with AdamW, matrices at ``embedding_rate``.
     """
 
     matrix_rate: float = 0.02
@@ -38,6 +39,7 @@ class OptimizerSettings:
     weight_decay: float = 0.05
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
+    muon: bool = True
 
 
 def orthogonalize(gradients_LMN: Tensor, steps: int = 5) -> Tensor:
@@ -65,7 +67,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         self.settings = settings
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.matrices = {n: p for n, p in named.items() if p.dim() == 2 and ".layers." in n}
+        self.matrices = {n: p for n, p in named.items() if settings.muon and p.dim() == 2 and ".layers." in f".{n}"}
         self.others = {n: p for n, p in named.items() if n not in self.matrices}
         self.momentum = {n: torch.zeros_like(p) for n, p in self.matrices.items()}
         self.by_shape: dict[tuple[int, ...], list[str]] = {}
@@ -89,8 +91,8 @@ class Optimizer:
         self.adamw.step()
         rate, momentum = self.settings.matrix_rate * scale, self.settings.momentum
         gradients = {n: p.grad for n, p in self.matrices.items() if p.grad is not None}
-        averages = [self.momentum[n] for n in gradients]
-        torch._foreach_lerp_(averages, list(gradients.values()), 1 - momentum)
+        if gradients:
+            torch._foreach_lerp_([self.momentum[n] for n in gradients], list(gradients.values()), 1 - momentum)
         for (rows, columns), names in self.by_shape.items():
             present = [n for n in names if n in gradients]
             if not present:

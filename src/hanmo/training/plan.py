@@ -15,13 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from hanmo.language import pick
+from hanmo.models.cost import num_parameters, training_flops_per_token, training_memory_bytes
 from hanmo.models.device import available_memory
-from hanmo.models.transformer import (
-    TransformerConfig,
-    num_parameters,
-    training_flops_per_token,
-    training_memory_bytes,
-)
+from hanmo.models.recurrent import RecurrentConfig
+from hanmo.models.transformer import TransformerConfig
 from hanmo.progress import human_bytes, human_count, human_time
 from hanmo.settings import Resolution, notice, parse_duration
 from hanmo.training.optimizer import OptimizerSettings
@@ -87,6 +84,7 @@ def model_config(size: str, vocab_size: int, context: int) -> TransformerConfig:
         max_position_embeddings=context,
         tie_embeddings=True,
         qk_norm=True,
+        model_type="qwen3",
     )
 
 
@@ -105,8 +103,11 @@ class Machine:
 
     def tokens_per_second(self, config: TransformerConfig, context: int) -> float:
         """Expected training speed."""
-        flops = training_flops_per_token(config, context)
-        return 1.0 / (flops * (1.0 / self.rate + self.overhead / config.hidden_size))
+        return self.speed(training_flops_per_token(config, context), config.hidden_size)
+
+    def speed(self, flops_per_token: float, width: int) -> float:
+        """Tokens per second of a network that needs so many operations for each, with layers of this width."""
+        return 1.0 / (flops_per_token * (1.0 / self.rate + self.overhead / width))
 
 
 def measure_machine(device: torch.device) -> Machine:
@@ -151,7 +152,7 @@ class Plan:
         memory: peak bytes of training, the process itself (about 400 MB) left out.
     """
 
-    config: TransformerConfig
+    config: TransformerConfig | RecurrentConfig
     optimizer: OptimizerSettings
     batch_size: int
     micro_batch: int
@@ -168,14 +169,8 @@ class Plan:
 
     def rows(self) -> dict[str, str]:
         """The network and the estimates, by name, in the user's language."""
-        c = self.config
         return {
-            pick("network", "网络"): pick(
-                f"{c.num_layers} layers, width {c.hidden_size}, {c.num_heads} heads ({c.num_kv_heads} for keys and "
-                f"values), vocabulary {c.vocab_size:,}, context {c.max_position_embeddings}",
-                f"{c.num_layers} 层，宽度 {c.hidden_size}，{c.num_heads} 头（键值 {c.num_kv_heads} 头），"
-                f"词表 {c.vocab_size:,}，上下文 {c.max_position_embeddings}",
-            ),
+            pick("network", "网络"): describe_network(self.config),
             pick("parameters", "参数量"): human_count(self.parameters),
             pick("operations", "运算量"): f"{human_count(self.flops_per_token * self.tokens)}FLOP "
             f"({human_count(self.flops_per_token)}FLOP per token)",
@@ -190,16 +185,34 @@ class Plan:
         return "\n".join([head, *(f"  {name:<12} {value}" for name, value in self.rows().items())])
 
 
-def choose_size(settings: TrainingSettings, resolution: Resolution, machine: Machine) -> str:
+def describe_network(c: TransformerConfig | RecurrentConfig) -> str:
+    """The network in a line, in the user's language."""
+    if isinstance(c, RecurrentConfig):
+        return pick(
+            f"{c.cell.upper()}, {c.num_layers} layers of {c.hidden_size}, vocabulary {c.vocab_size:,}, "
+            f"dropout {c.dropout:g}",
+            f"{c.cell.upper()}，{c.num_layers} 层，宽度 {c.hidden_size}，词表 {c.vocab_size:,}，dropout {c.dropout:g}",
+        )
+    return pick(
+        f"{c.num_layers} layers, width {c.hidden_size}, {c.num_heads} heads ({c.num_kv_heads} for keys and "
+        f"values), vocabulary {c.vocab_size:,}, context {c.max_position_embeddings}",
+        f"{c.num_layers} 层，宽度 {c.hidden_size}，{c.num_heads} 头（键值 {c.num_kv_heads} 头），"
+        f"词表 {c.vocab_size:,}，上下文 {c.max_position_embeddings}",
+    )
+
+
+def choose_size(
+    settings: TrainingSettings, resolution: Resolution, machine: Machine, *, vocab_size: int | None = None
+) -> str:
     """Settle ``settings.size``: the largest model that sees enough tokens per parameter within the budget.
 
-    The vocabulary is chosen after the size, so each size is judged with the vocabulary that suits it.
+    Without ``vocab_size`` the vocabulary is chosen after the size: each size is judged with the one that suits it.
     """
     seconds = horizon_seconds(settings)
     best, ratio = SIZES[0], 0.0
     for size in SIZES:
-        config = model_config(size, LADDER[size].vocabulary, LADDER[size].context)
-        if settings.max_steps is not None and settings.budget is None:
+        config = model_config(size, vocab_size or LADDER[size].vocabulary, LADDER[size].context)
+        if settings.budget is None and (settings.max_steps is not None or settings.epochs is not None):
             break  # a number of steps says nothing about time: the smallest model is the safe choice
         seen = machine.tokens_per_second(config, LADDER[size].context) * seconds / num_parameters(config)
         if seen >= TOKENS_PER_PARAMETER or size == SIZES[0]:
@@ -274,48 +287,80 @@ def make_plan(
     assert settings.context is not None
     config = model_config(settings.size, vocab_size, settings.context)
     speed = machine.tokens_per_second(config, settings.context)
-    max_tokens = MAX_EPOCHS * train_tokens
-    expected = min(speed * horizon_seconds(settings), max_tokens)
+    expected = expected_tokens(settings, speed, train_tokens, MAX_EPOCHS)
     resolution.compute(settings, "batch_size", *choose_batch(settings, rung, expected))
     assert settings.batch_size is not None
     micro = choose_micro_batch(config, settings.batch_size, settings.context, device)
     resolution.compute(settings, "micro_batch", *micro)
     rate_reason = pick("Muon's rate for this width", "此宽度下 Muon 的学习率")
     resolution.compute(settings, "learning_rate", learning_rate(settings.size), rate_reason)
-    assert settings.micro_batch is not None and settings.learning_rate is not None
-
-    seconds: float | None = None
-    tokens = expected
-    if settings.max_steps is not None:
-        tokens = float(settings.max_steps * settings.batch_size * settings.context)
-    else:
-        seconds = horizon_seconds(settings)
-        resolution.compute(settings, "budget", f"{seconds:g}s", pick("the default", "默认值"))
-        if expected == max_tokens:
-            notice(
-                pick(
-                    f"the training will end early: {MAX_EPOCHS:g} passes over {human_count(train_tokens)} tokens are "
-                    "enough, more would learn them by heart (--max-steps overrides this)",
-                    f"训练会提前结束：{human_count(train_tokens)} 词元读 {MAX_EPOCHS:g} 遍已足够，"
-                    "再多只会死记硬背（可用 --max-steps 改变）",
-                )
-            )
+    assert settings.micro_batch is not None
+    horizon = make_horizon(settings, resolution, speed, train_tokens, MAX_EPOCHS)
     return Plan(
         config=config,
         optimizer=optimizer_settings(settings),
         batch_size=settings.batch_size,
         micro_batch=settings.micro_batch,
-        seconds=seconds,
-        steps=settings.max_steps,
-        max_tokens=max_tokens,
-        capped=settings.max_steps is None and expected == max_tokens,
+        seconds=horizon.seconds,
+        steps=horizon.steps,
+        max_tokens=horizon.max_tokens,
+        capped=horizon.capped,
         parameters=num_parameters(config),
         flops_per_token=training_flops_per_token(config, settings.context),
         tokens_per_second=speed,
-        tokens=tokens,
-        expected_seconds=tokens / speed,
+        tokens=horizon.tokens,
+        expected_seconds=horizon.tokens / speed,
         memory=training_memory_bytes(config, settings.micro_batch, settings.context),
     )
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Where a training ends: after ``seconds`` or ``steps``; ``tokens`` are those expected, see :class:`Plan`."""
+
+    seconds: float | None
+    steps: int | None
+    tokens: float
+    max_tokens: float
+    capped: bool
+
+
+def expected_tokens(settings: TrainingSettings, speed: float, train_tokens: int, max_epochs: float) -> float:
+    """Tokens that a training by time or by passes will see."""
+    if settings.epochs is not None:
+        return settings.epochs * train_tokens
+    return min(speed * horizon_seconds(settings), max_epochs * train_tokens)
+
+
+def make_horizon(
+    settings: TrainingSettings, resolution: Resolution, speed: float, train_tokens: int, max_epochs: float
+) -> Horizon:
+    """Settle how long to train; batch and context must be settled.
+
+    Args:
+        speed: expected tokens per second.
+        max_epochs: passes over the text at which a budget of time ends early.
+    """
+    assert settings.batch_size is not None and settings.context is not None
+    per_step = settings.batch_size * settings.context
+    max_tokens = max_epochs * train_tokens
+    if settings.max_steps is not None or settings.epochs is not None:
+        steps = settings.max_steps or max(1, int((settings.epochs or 0) * (train_tokens // per_step)))
+        return Horizon(None, steps, float(steps * per_step), max_tokens, capped=False)
+    tokens = expected_tokens(settings, speed, train_tokens, max_epochs)
+    seconds = horizon_seconds(settings)
+    resolution.compute(settings, "budget", f"{seconds:g}s", pick("the default", "默认值"))
+    capped = tokens == max_tokens
+    if capped:
+        notice(
+            pick(
+                f"the training will end early: {max_epochs:g} passes over {human_count(train_tokens)} tokens are "
+                "enough, more would learn them by heart (--max-steps overrides this)",
+                f"训练会提前结束：{human_count(train_tokens)} 词元读 {max_epochs:g} 遍已足够，"
+                "再多只会死记硬背（可用 --max-steps 改变）",
+            )
+        )
+    return Horizon(seconds, None, tokens, max_tokens, capped)
 
 
 def choose_batch(settings: TrainingSettings, rung: Rung, tokens: float) -> tuple[int, str]:

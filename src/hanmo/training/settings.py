@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from hanmo.errors import UsageError
 from hanmo.settings import flag, option, parse_duration
 
+ARCHITECTURES = ("transformer", "lstm", "gru", "rnn", "ngram")
 SIZES = ("nano", "micro", "mini", "small", "medium", "base", "large")
 LEAST = {  # the smallest values that make sense
     "max_steps": 1,
+    "order": 1,
     "context": 8,
     "batch_size": 1,
     "micro_batch": 1,
@@ -17,12 +19,34 @@ LEAST = {  # the smallest values that make sense
     "weight_decay": 0,
     "clip": 0,
 }
+STEPS_ONLY = (  # settings that an n-gram model does not have
+    "size",
+    "budget",
+    "max_steps",
+    "epochs",
+    "context",
+    "batch_size",
+    "micro_batch",
+    "learning_rate",
+    "dropout",
+    "weight_decay",
+    "clip",
+    "checkpoint_every",
+    "resume",
+)
 
 
 @dataclass
 class TrainingSettings:
     """What to train and for how long. Every value left out is computed, printed and explained."""
 
+    architecture: str = option(
+        "transformer",
+        "the kind of model: a transformer, a recurrent network (lstm, gru, rnn), or Kneser-Ney n-grams",
+        zh="模型种类：transformer、循环网络（lstm、gru、rnn）或 Kneser-Ney n 元模型",
+        choices=ARCHITECTURES,
+    )
+    order: int | None = option(None, "tokens of the longest n-gram; default 5", zh="n 元模型的最高阶；默认 5")
     size: str | None = option(
         None, "model size; default: what the budget can train well", zh="模型大小；默认按预算选择", choices=SIZES
     )
@@ -37,7 +61,16 @@ class TrainingSettings:
         "train exactly so many steps instead of a time: makes runs repeatable bit for bit",
         zh="按步数训练（而非按时间）：结果可逐位重现",
     )
-    context: int | None = option(None, "tokens the model sees at once", zh="上下文长度（词元数）")
+    epochs: float | None = option(
+        None,
+        "train for so many passes over the text instead of a time: repeatable bit for bit, too",
+        zh="按遍数训练（而非按时间）：同样可逐位重现",
+    )
+    context: int | None = option(
+        None,
+        "tokens the model sees at once; in a recurrent network, those the gradient runs through",
+        zh="上下文长度（词元数）；循环网络中为梯度截断的长度",
+    )
     batch_size: int | None = option(None, "sequences per step", zh="每步的序列数")
     micro_batch: int | None = option(
         None,
@@ -46,6 +79,11 @@ class TrainingSettings:
     )
     learning_rate: float | None = option(
         None, "peak rate of the matrices (Muon); embeddings follow it", zh="矩阵参数的峰值学习率（Muon）"
+    )
+    dropout: float | None = option(
+        None,
+        "share of features left out while a recurrent network trains; default by the number of passes",
+        zh="循环网络训练时的 dropout 比例；默认按遍数选择",
     )
     weight_decay: float = option(0.05, "decoupled weight decay of the matrices", zh="矩阵参数的权重衰减")
     clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", zh="梯度范数上限；0 为不裁剪")
@@ -69,12 +107,39 @@ class TrainingSettings:
             raise UsageError(
                 "--learning-rate must be above 0", fix="leave it out", zh="--learning-rate 必须大于 0，可省略"
             )
-        if self.budget is None:
-            return
-        parse_duration(self.budget)
-        if self.max_steps is not None:
+        if self.epochs is not None and self.epochs <= 0:
+            raise UsageError("--epochs must be above 0", fix="leave it out", zh="--epochs 必须大于 0，可省略")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UsageError(
-                "--budget and --max-steps are two answers to one question",
+                "--dropout is a share from 0 to below 1", fix="leave it out", zh="--dropout 应在 0 到 1 之间（不含 1）"
+            )
+        if self.budget is not None:
+            parse_duration(self.budget)
+        given = [flag(name) for name in ("budget", "max_steps", "epochs") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(
+                f"{given[0]} and {given[1]} are two answers to one question",
                 fix="give only one of them",
-                zh="--budget 与 --max-steps 只能给一个",
+                zh=f"{given[0]} 与 {given[1]} 只能给一个",
+            )
+        self.check_architecture()
+
+    def check_architecture(self) -> None:
+        """Raise UsageError for a setting that the chosen kind of model does not have."""
+        usual = TrainingSettings()
+        if self.architecture == "ngram":
+            strange = [name for name in STEPS_ONLY if getattr(self, name) != getattr(usual, name)]
+            why, zh = "its n-grams are counted, it is not trained in steps", "n 元模型靠计数得到，没有逐步训练"
+        else:
+            recurrent = self.architecture != "transformer"
+            strange = [
+                name for name in ("order", *(() if recurrent else ("dropout",))) if getattr(self, name) is not None
+            ]
+            why, zh = "this kind of model has nothing of that name", "此类模型没有这个设置"
+        if strange:
+            raise UsageError(
+                f"{flag(strange[0])} means nothing for --architecture {self.architecture}",
+                why=why,
+                fix="leave it out",
+                zh=f"{flag(strange[0])} 对 --architecture {self.architecture} 不起作用：{zh}。请去掉",
             )

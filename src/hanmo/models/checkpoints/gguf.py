@@ -1,4 +1,4 @@
-"""GGUF files of the Llama family: llama.cpp's format, with full-precision or quantised weights.
+"""GGUF files of the Llama, Qwen and GPT-2 families: llama.cpp's format, with full-precision or quantised weights.
 
 Weights are unpacked to float32, a megabyte at a time, so that the peak is the unpacked model and little more.
 The header is checked by our own reader; the ``gguf`` package only unpacks blocks.
@@ -15,32 +15,22 @@ from torch import Tensor
 
 from hanmo.errors import ModelError
 from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES, Header, TensorInfo, read_gguf_header
+from hanmo.models.checkpoints.gguf_names import (
+    FAMILIES,
+    FUSED,
+    FUSED_PARTS,
+    LAYER_NAMES,
+    LLAMA3_PARAMETERS,
+    ROTARY_FACTORS,
+    TOP_NAMES,
+)
 from hanmo.models.checkpoints.gguf_tokenizer import read_tokenizer, special_ids
 from hanmo.models.checkpoints.weights import LoadedModel, check_size, check_vocabulary, refuse
 from hanmo.models.transformer import TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 
-ARCHITECTURES = ("llama", "qwen3")
+ARCHITECTURES = tuple(FAMILIES)
 CHUNK_VALUES = 1 << 18  # values unpacked at a time: 1 MB, which stays in the cache of the processor
-TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-ROTARY_FACTORS = "rope_freqs.weight"  # how Llama 3's rescaled rotary frequencies are stored
 LLAMA3_SCALINGS = (  # those in use: (factor, low and high frequency factor, original context length)
     (8.0, 1.0, 4.0, 8192),
     (32.0, 1.0, 4.0, 8192),
@@ -56,20 +46,23 @@ def load_gguf(path: str | Path) -> LoadedModel:
     path = Path(path)
     header = read_gguf_header(path)
     config = read_config(path, header)
-    names = {name: hf_name(path, name) for name in header.tensors if name != ROTARY_FACTORS}
-    check_size(config, len(names), str(path))
+    names = {name: hf_names(path, name) for name in header.tensors if name != ROTARY_FACTORS}
+    check_size(config, sum(map(len, names.values())), str(path))
     tokenizer = read_tokenizer(path, header.metadata)
     check_vocabulary(tokenizer, config, str(path))
     generation = read_generation(path, header.metadata, config)
     state: dict[str, Tensor] = {}
-    for name, target in names.items():
+    family = FAMILIES[header.metadata["general.architecture"]]
+    widths = [config.head_dim * heads for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    for name, targets in names.items():
         weight = unpack(path, header.tensors[name])
-        if header.metadata["general.architecture"] == "llama" and target.rpartition(".")[0].endswith(
-            ("q_proj", "k_proj")
-        ):
-            heads = config.num_heads if "q_proj" in target else config.num_kv_heads
-            weight = unpermute(weight, heads)
-        state[target] = weight
+        if len(targets) > 1 and weight.size(0) != sum(widths):
+            refuse(path, f"the tensor '{name}' has {weight.size(0)} rows, expected {sum(widths)}")
+        parts = torch.split(weight, widths) if len(targets) > 1 else (weight,)
+        for target, part in zip(targets, parts, strict=True):
+            if family.interleaved and target.rpartition(".")[0].endswith(("q_proj", "k_proj")):
+                part = unpermute(part, config.num_heads if "q_proj" in target else config.num_kv_heads)
+            state[target] = part
     return LoadedModel(config, state, tokenizer, generation, str(path))
 
 
@@ -83,13 +76,17 @@ def load_gguf_tokenizer(path: str | Path) -> Tokenizer:
     return read_tokenizer(path, read_gguf_header(path).metadata)
 
 
-def hf_name(path: Path, name: str) -> str:
-    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``."""
+def hf_names(path: Path, name: str) -> list[str]:
+    """``blk.3.attn_q.weight`` -> ``["model.layers.3.self_attn.q_proj.weight"]``; a fused tensor has three names."""
     if name in TOP_NAMES:
-        return TOP_NAMES[name]
+        return [TOP_NAMES[name]]
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[1].isascii() and parts[1].isdigit() and parts[2] in LAYER_NAMES:
-        return f"model.layers.{int(parts[1])}.{LAYER_NAMES[parts[2]]}.{parts[3]}"
+    if len(parts) == 4 and parts[0] == "blk" and parts[1].isascii() and parts[1].isdigit():
+        _, layer, middle, last = parts
+        if middle == FUSED:
+            return [f"model.layers.{int(layer)}.{part}.{last}" for part in FUSED_PARTS]
+        if middle in LAYER_NAMES:
+            return [f"model.layers.{int(layer)}.{LAYER_NAMES[middle]}.{last}"]
     refuse(
         path, f"the tensor '{name}' does not belong to a known architecture", fix="known: " + ", ".join(ARCHITECTURES)
     )
@@ -167,10 +164,16 @@ def read_config(path: Path, header: Header) -> TransformerConfig:
     head_dim = number("attention.key_length", hidden // heads if heads else 0)
     if number("rope.dimension_count", head_dim) != head_dim or number("attention.value_length", head_dim) != head_dim:
         refuse(path, f"only heads that are rotated as a whole are known; this model's have {head_dim} dimensions")
-    theta = float(number("rope.freq_base", 10_000.0))
-    if not 1 <= theta < float("inf"):
-        refuse(path, f"the rotary base {theta} is not a number above 1")
-    shape = tensors["token_embd.weight"].shape
+    family, shape = FAMILIES[kind], tensors["token_embd.weight"].shape
+    choices = dict(family.fixed)
+    for name, tensor in {"attention_bias": "attn_q", "output_bias": "attn_output", "mlp_bias": "ffn_up"}.items():
+        if name in family.free:
+            choices[name] = f"blk.0.{tensor}.bias" in tensors
+    if choices.get("positions", "rotary") == "rotary":
+        theta = float(number("rope.freq_base", 10_000.0))
+        if not 1 <= theta < float("inf"):
+            refuse(path, f"the rotary base {theta} is not a number above 1")
+        choices |= {"rope_theta": theta, "rope_scaling": read_scaling(path, header, kind, head_dim, theta)}
     try:
         return TransformerConfig(
             vocab_size=shape[0],
@@ -181,13 +184,10 @@ def read_config(path: Path, header: Header) -> TransformerConfig:
             head_dim=head_dim,
             intermediate_size=number("feed_forward_length"),
             max_position_embeddings=number("context_length"),
-            rope_theta=theta,
-            rope_scaling=read_scaling(path, header, kind, head_dim, theta),
-            norm_eps=float(number("attention.layer_norm_rms_epsilon")),
+            norm_eps=float(number(family.epsilon)),
             tie_embeddings="output.weight" not in tensors,
-            qk_norm=kind == "qwen3",
-            attention_bias="blk.0.attn_q.bias" in tensors,
-            mlp_bias="blk.0.ffn_gate.bias" in tensors,
+            model_type=family.model_types[0],
+            **choices,
         )
     except ModelError as error:
         raise ModelError(error.what, where=str(path), why=error.why, fix=error.fix, zh=error.zh) from None
@@ -200,14 +200,16 @@ def read_scaling(path: Path, header: Header, kind: str, head_dim: int, theta: fl
         if info.shape != (head_dim // 2,):
             refuse(path, f"'{ROTARY_FACTORS}' has shape {info.shape}, expected {(head_dim // 2,)}")
         stored = unpack(path, info).double()
-        for factor, low, high, original in LLAMA3_SCALINGS:
+        own = header.metadata.get(LLAMA3_PARAMETERS)
+        given = [tuple(own)] if isinstance(own, list) and len(own) == 4 and all(type(x) is float for x in own) else []
+        for factor, low, high, original in (*LLAMA3_SCALINGS, *given):
             if torch.allclose(stored, llama3_factors(head_dim, theta, factor, low, high, original), rtol=1e-4):
                 return {
                     "rope_type": "llama3",
                     "factor": factor,
                     "low_freq_factor": low,
                     "high_freq_factor": high,
-                    "original_max_position_embeddings": original,
+                    "original_max_position_embeddings": int(original),
                 }
         refuse(
             path, f"the rotary factors in '{ROTARY_FACTORS}' are none of the known ones", fix="known: Llama 3.1 and 3.2"
@@ -222,7 +224,7 @@ def read_scaling(path: Path, header: Header, kind: str, head_dim: int, theta: fl
     return {"rope_type": "linear", "factor": float(factor)} if scaling == "linear" and factor not in (0, 1) else None
 
 
-def llama3_factors(head_dim: int, theta: float, factor: float, low: float, high: float, original: int) -> Tensor:
+def llama3_factors(head_dim: int, theta: float, factor: float, low: float, high: float, original: float) -> Tensor:
     """By how much Llama 3 divides each rotary frequency, float64 ``[N/2]`` (Llama 3.1's published rescaling)."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     turns = original * frequencies / (2 * torch.pi)  # full turns within the original context

@@ -19,6 +19,7 @@ from hanmo.models.checkpoints.weights import refuse
 from hanmo.text.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+ORIGINAL = "tokenizer.huggingface.json"  # the whole tokenizer.json, under the key of the GGUF specification
 MAX_TOKEN = 512  # characters; the longest tokens of known vocabularies have about 256
 CONTROL_LIKE = re.compile(r"<\|[^<>|]+\|>")
 
@@ -41,15 +42,39 @@ COMPOSED = ("qwen2", "deepseek-r1-qwen", "megrez")  # trained on NFC text
 
 
 def read_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
-    """Build the tokenizer that the metadata describes.
+    """The tokenizer of a file: the original ``tokenizer.json`` where it is inside, else what the metadata describes.
 
     Raises:
         ModelError: it is missing, contradicts itself, or is of a kind that cannot be rebuilt exactly.
+    """
+    original = metadata.get(ORIGINAL)
+    if not isinstance(original, str) or not original:
+        return build_tokenizer(path, metadata)
+    tokens, _ = vocabulary(path, metadata)
+    tokenizer = make(path, metadata, tokens, original)
+    if tokenizer.vocab_size > len(tokens):
+        refuse(path, f"'{ORIGINAL}' has {tokenizer.vocab_size} tokens, the file {len(tokens)}")
+    return tokenizer
+
+
+def build_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
+    """Build the tokenizer that llama.cpp makes of the metadata.
+
+    Raises:
+        ModelError: as :func:`read_tokenizer`.
     """
     kind = metadata.get("tokenizer.ggml.model")
     builders = {"gpt2": byte_level, "llama": sentencepiece}
     if kind not in builders:
         refuse(path, f"the tokenizer kind '{kind}' is not known", fix="known: " + ", ".join(builders))
+    tokens, types = vocabulary(path, metadata)
+    content = builders[kind](path, metadata, tokens, types)
+    content["added_tokens"] = added_tokens(tokens, types, special_ids(path, metadata, len(tokens)))
+    return make(path, metadata, tokens, json.dumps(content, ensure_ascii=False))
+
+
+def vocabulary(path: Path, metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """The tokens and their types, without the unused ones at the end that only fill up the embedding."""
     tokens = strings(path, metadata, "tokens")
     types = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
@@ -58,12 +83,18 @@ def read_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
         refuse(path, f"a token has {max(map(len, tokens))} characters, at most {MAX_TOKEN} are read")
     if len(set(tokens)) != len(tokens):
         refuse(path, "a token occurs twice in the vocabulary")
-    content = builders[kind](path, metadata, tokens, types)
+    used = len(tokens)
+    while used > 1 and types[used - 1] == UNUSED:
+        used -= 1
+    return tokens[:used], types[:used]
+
+
+def make(path: Path, metadata: dict[str, Any], tokens: list[str], text: str) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json`` with the roles and the chat template of the file."""
     special = special_ids(path, metadata, len(tokens))
-    content["added_tokens"] = added_tokens(tokens, types, special)
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer.from_json(
-        json.dumps(content, ensure_ascii=False),
+        text,
         **{f"{name}_token": tokens[special[name]] for name in ("bos", "eos", "pad") if name in special},
         chat_template=template if isinstance(template, str) and template else None,
         source=str(path),
@@ -158,8 +189,9 @@ def sentencepiece(path: Path, metadata: dict[str, Any], tokens: list[str], types
         ModelError: scores are missing, a byte has no token, or :func:`merges_of` cannot be exact.
     """
     scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    if not isinstance(scores, list) or len(scores) != len(metadata["tokenizer.ggml.tokens"]):
         refuse(path, f"there are {len(tokens)} tokens but not as many scores")
+    scores = scores[: len(tokens)]
     if not {f"<0x{byte:02X}>" for byte in range(256)} <= set(tokens):
         refuse(path, "the vocabulary lacks a token for some byte, so that not every text can be encoded")
     unknown = [token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN]

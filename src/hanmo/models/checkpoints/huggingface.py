@@ -1,4 +1,4 @@
-"""Model folders of the Llama family in the Hugging Face layout: our own and those of other tools.
+"""Model folders in the Hugging Face layout, of every architecture we know: our own and those of other tools.
 
 Nothing in a folder is executed: the configuration is data for a class that is already here, weights are safetensors
 only, and an index cannot name a file outside the folder.
@@ -22,6 +22,8 @@ from hanmo.models.checkpoints.weights import (
     read_header,
     read_safetensors,
 )
+from hanmo.models.architectures import read_config as read_architecture
+from hanmo.models.architectures import take_over
 from hanmo.models.transformer import TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 
@@ -64,6 +66,7 @@ def load_folder(folder: str | Path) -> LoadedModel:
     state: dict[str, Tensor] = {}
     for path in files:
         state.update(read_safetensors(path))
+    config, state = take_over(config, state)
     return LoadedModel(config, state, tokenizer, generation, str(folder))
 
 
@@ -113,7 +116,7 @@ def read_config(raw: dict[str, Any], path: Path) -> TransformerConfig:
             zh="这个文件夹的权重经过量化，无法读取。请使用未量化的文件夹或 GGUF 文件",
         )
     try:
-        return TransformerConfig.from_hf(raw)
+        return read_architecture(raw)
     except ModelError as error:
         raise ModelError(error.what, where=str(path), why=error.why, fix=error.fix, zh=error.zh) from None
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:

@@ -7,7 +7,9 @@ from typing import Any
 
 from hanmo.folder import atomic_folder, write_json
 from hanmo.models.checkpoints.weights import known_ids, write_safetensors
-from hanmo.models.transformer import Transformer, num_parameters
+from hanmo.models.architectures import hand_over, write_config
+from hanmo.models.cost import num_parameters
+from hanmo.models.transformer import Transformer
 from hanmo.progress import human_count
 from hanmo.text.tokenizer import Tokenizer
 
@@ -38,9 +40,10 @@ def save_folder(
     """
     generation = generation_entries(model, tokenizer, generation or {})
     special = {key: value for key, value in generation.items() if key.endswith("_token_id")}
-    config = {**model.config.to_hf(), **special, "torch_dtype": str(model.output_weight.dtype).removeprefix("torch.")}
+    config = {**write_config(model.config), **special}
+    config["torch_dtype"] = str(model.output_weight.dtype).removeprefix("torch.")
     with atomic_folder(Path(target), provenance) as folder:
-        write_safetensors(folder / "model.safetensors", model.state_dict())
+        write_safetensors(folder / "model.safetensors", hand_over(model.config, model.state_dict()))
         tokenizer.save(folder)
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", generation)

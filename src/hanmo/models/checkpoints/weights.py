@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 100_000_000
 WEIGHT_TYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per value
+BUFFER_TYPES = {"I64": 8, "I32": 4, "U8": 1, "BOOL": 1}  # of positions and masks that older files store: never used
 MAX_DIMENSION = 1 << 24  # rows or columns of one matrix
 COPY_AGAIN = "copy or download the file again"
 
@@ -39,7 +40,7 @@ class LoadedModel:
 
     Attributes:
         config: the shape of the network.
-        state: every weight by its Hugging Face name, in the stored precision (float32 where it was quantised).
+        state: every weight by the name of its parameter, in the stored precision (float32 where it was quantised).
         tokenizer: the tokenizer that belongs to the weights.
         generation: the entries of ``generation_config.json``; ``eos_token_id`` is always a list (maybe empty), and
             ``add_bos_token`` says whether the model expects its BOS token before every plain prompt.
@@ -131,13 +132,14 @@ def tensor_span(path: Path, name: str, entry: Any) -> tuple[int, int]:
         refuse(path, f"the entry of the tensor '{name}' lacks dtype, shape or data_offsets")
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
         refuse(path, f"the tensor '{name}' has a size or offset that is not a whole number")
-    if not isinstance(dtype, str) or dtype not in WEIGHT_TYPES:
+    width = {**WEIGHT_TYPES, **BUFFER_TYPES}.get(dtype) if isinstance(dtype, str) else None
+    if width is None:
         refuse(
             path,
             f"the tensor '{name}' is stored as {str(dtype)[:20]}, which is not a weight type",
             fix="known: " + ", ".join(WEIGHT_TYPES) + "; export the model in one of them",
         )
-    expected = math.prod(shape) * WEIGHT_TYPES[dtype]
+    expected = math.prod(shape) * width
     if stop - start != expected:
         refuse(path, f"the tensor '{name}' {shape} {dtype} needs {expected} bytes, its offsets span {stop - start}")
     return start, stop
@@ -174,9 +176,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def check_size(config: TransformerConfig, num_tensors: int, where: str) -> None:
     """Refuse a configuration that the weights cannot fill, before a network of that size is built."""
-    if config.num_layers * 9 > num_tensors:  # two norms, four attention and three feed-forward matrices
+    layers = config.num_layers + (config.encoder.num_layers if config.encoder else 0)
+    if layers * 6 > num_tensors:  # two norms, two matrices of attention and two of the feed-forward, where fused
         raise ModelError(
-            f"the configuration has {config.num_layers} layers, the weights are only {num_tensors} tensors",
+            f"the configuration has {layers} layers, the weights are only {num_tensors} tensors",
             where=where,
             why="weights and configuration belong to different models, or the weights are incomplete",
             fix=COPY_AGAIN,

@@ -1,0 +1,177 @@
+"""Feature templates for the CRF tagger: what is asked about a token and its neighbours, in English and Chinese.
+
+A template turns a sentence into a list of strings for each token; a CRF learns a weight for each string and label.
+Templates have names, because a model on disk must find the same questions again: ``en`` for words of languages with
+letters (forms, affixes, shapes), ``zh-words`` for Chinese words (their characters, reduplication, surnames) and
+``zh-characters`` for taggers over single characters (segmentation, entities).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from hanmo.text.segment import FIRST_HAN
+
+Template = Callable[[Sequence[str]], list[list[str]]]
+
+OUTSIDE = "<>"  # stands for the places before and after the sentence
+SINGLE_SURNAMES = frozenset(
+    "王李张張刘劉陈陳杨楊黄黃赵趙吴吳周徐孙孫马馬朱胡郭何林罗羅高郑鄭梁谢謝宋唐许許韩韓邓鄧冯馮曹彭曾肖萧蕭田董潘袁蔡蒋蔣余于杜叶葉"
+    "程魏苏蘇吕呂丁任卢盧姚沈钟鍾姜崔谭譚陆陸范汪廖石金韦韋贾賈夏付方邹鄒熊白孟秦邱侯江尹薛闫阎閻段雷龙龍黎史陶贺賀毛郝顾顧龚龔邵"
+    "万萬覃武钱錢戴严嚴莫孔向常汤湯温溫康施牛樊葛邢安齐齊伍乔喬庞龐倪章鲁魯俞聂聶"
+)
+TWO_CHARACTERS = (
+    "欧阳 歐陽 司马 司馬 诸葛 諸葛 上官 司徒 东方 東方 皇甫 尉迟 尉遲 公孙 公孫 慕容 令狐 宇文 长孙 長孫 夏侯"
+)
+DOUBLE_SURNAMES = frozenset(TWO_CHARACTERS.split())
+CHINESE_NUMERALS = frozenset("〇零一二两兩三四五六七八九十百千万萬亿億廿卅")
+
+
+def words_with_letters(sentence: Sequence[str]) -> list[list[str]]:
+    """English and other languages with letters: form, shape, affixes, and the neighbours' forms and shapes.
+
+    >>> [feature for feature in words_with_letters(["In", "2024"])[1] if feature.startswith("shape")]
+    ['shape=9', 'shape-1=Xx', 'shape-1|0=Xx|9']
+    """
+    lower = [word.lower() for word in sentence]
+    shapes = [shape(word) for word in sentence]
+    length = len(sentence)
+    rows = []
+    for i, (word, form, drawn) in enumerate(zip(sentence, lower, shapes, strict=True)):
+        row = ["bias", f"w={word}", f"l={form}", f"shape={drawn}"]
+        row += [f"pre{n}={form[:n]}" for n in range(1, min(5, len(form) + 1))]
+        row += [f"suf{n}={form[-n:]}" for n in range(1, min(5, len(form) + 1))]
+        if "-" in word[1:-1]:
+            row.append("hyphen")
+        if len(word) > 1 and word.isupper():
+            row.append("upper")
+        row += [f"l{d:+}={lower[i + d]}" for d in (-2, -1, 1, 2) if 0 <= i + d < length]
+        if i:
+            row += [f"shape-1={shapes[i - 1]}", f"suf3-1={lower[i - 1][-3:]}", f"l-1|0={lower[i - 1]}|{form}"]
+            row.append(f"shape-1|0={shapes[i - 1]}|{drawn}")
+        else:
+            row.append("first")
+        if i + 1 < length:
+            row += [f"shape+1={shapes[i + 1]}", f"suf3+1={lower[i + 1][-3:]}", f"l0|+1={form}|{lower[i + 1]}"]
+            row.append(f"shape0|+1={drawn}|{shapes[i + 1]}")
+        else:
+            row.append("last")
+        rows.append(row)
+    return rows
+
+
+def chinese_words(sentence: Sequence[str]) -> list[list[str]]:
+    """Words of Chinese: form, characters at both ends, class, reduplication, surname, and the neighbours' forms."""
+    places = [OUTSIDE, OUTSIDE, *sentence, OUTSIDE, OUTSIDE]
+    rows = []
+    for i, word in enumerate(sentence, start=2):
+        second, before, after, second_after = places[i - 2], places[i - 1], places[i + 1], places[i + 2]
+        row = ["bias", f"w={word}", f"class={word_class(word)}", f"length={min(len(word), 5)}"]
+        row += [f"first={word[0]}", f"last={word[-1]}"]
+        if len(word) > 1:
+            row += [f"first2={word[:2]}", f"last2={word[-2:]}"]
+        if pattern := reduplication(word):
+            row.append(f"reduplication={pattern}")
+        if word[0] in SINGLE_SURNAMES or word[:2] in DOUBLE_SURNAMES:
+            row.append(f"surname={min(len(word), 5)}")
+        row += [f"w-2={second}", f"w-1={before}", f"w+1={after}", f"w+2={second_after}"]
+        row += [f"w-1|0={before}|{word}", f"w0|+1={word}|{after}", f"w-1|+1={before}|{after}"]
+        row += [f"last-1={before[-1]}", f"first+1={after[0]}", f"last+1={after[-1]}"]
+        row += [f"last-1|first={before[-1]}|{word[0]}", f"last|first+1={word[-1]}|{after[0]}"]
+        row += [f"class-1={word_class(before)}", f"class+1={word_class(after)}"]
+        rows.append(row)
+    return rows
+
+
+def chinese_characters(sentence: Sequence[str]) -> list[list[str]]:
+    """Single characters: n-grams in a window of five, classes, repetition, and where a surname may begin."""
+    places = [OUTSIDE, OUTSIDE, *sentence, OUTSIDE, OUTSIDE]
+    classes = [character_class(place) for place in places]
+    rows = []
+    for i in range(2, len(sentence) + 2):
+        a, b, c, d, e = places[i - 2 : i + 3]
+        row = ["bias", f"c-2={a}", f"c-1={b}", f"c={c}", f"c+1={d}", f"c+2={e}"]
+        row += [f"c-2-1={a}{b}", f"c-1 0={b}{c}", f"c0+1={c}{d}", f"c+1+2={d}{e}", f"c-1+1={b}{d}"]
+        row += [f"c-1 0+1={b}{c}{d}", f"c-2-1 0={a}{b}{c}", f"c0+1+2={c}{d}{e}"]
+        row += [f"class={classes[i]}", f"classes={'|'.join(classes[i - 1 : i + 2])}"]
+        if c == b:
+            row.append("same-1")
+        if c == a:
+            row.append("same-2")
+        # a name has one or two characters after its surname
+        row += [f"surname{-back}" for back in range(3) if places[i - back] in SINGLE_SURNAMES]
+        row += [f"surname{-back}2" for back in range(3) if "".join(places[i - back : i - back + 2]) in DOUBLE_SURNAMES]
+        rows.append(row)
+    return rows
+
+
+TEMPLATES: dict[str, Template] = {
+    "en": words_with_letters,
+    "zh-words": chinese_words,
+    "zh-characters": chinese_characters,
+}
+
+
+def choose_template(sentences: Sequence[Sequence[str]]) -> str:
+    """The template that fits the tokens: by whether they are Han characters, and whether those come one by one.
+
+    >>> choose_template([["今", "天", "好"]]), choose_template([["今天", "好"]]), choose_template([["fine", "day"]])
+    ('zh-characters', 'zh-words', 'en')
+    """
+    tokens = itertools.islice(itertools.chain.from_iterable(sentences), 10_000)
+    sample = [token for token in tokens if isinstance(token, str)]  # anything else is refused where records are checked
+    chinese = [token for token in sample if FIRST_HAN.match(token)]
+    words = [token for token in sample if token[:1].isalpha()]  # Han characters are letters too
+    if 2 * len(chinese) <= len(words):
+        return "en"
+    return "zh-characters" if sum(map(len, chinese)) < 1.05 * len(chinese) else "zh-words"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def shape(word: str) -> str:
+    """The outline of a word: X for capitals, x for other letters, 9 for digits, runs shortened to one sign.
+
+    >>> shape("McDonald's"), shape("COVID-19"), shape("...")
+    ("XxXx'x", 'X-9', '.')
+    """
+    signs = ("9" if c.isdigit() else "X" if c.isupper() else "x" if c.isalpha() else c for c in word)
+    return "".join(sign for sign, _ in itertools.groupby(signs))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def character_class(character: str) -> str:
+    """Han, numeral, digit, letter, punctuation, symbol, or outside the sentence."""
+    if character == OUTSIDE:
+        return "outside"
+    if character in CHINESE_NUMERALS:
+        return "numeral"
+    if FIRST_HAN.match(character):
+        return "han"
+    first = character[:1]
+    if first.isdigit():
+        return "digit"
+    if first.isalpha():
+        return "letter"
+    return "punctuation" if unicodedata.category(first).startswith("P") else "symbol"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def word_class(word: str) -> str:
+    """The classes of a word's characters, runs shortened to one, as in ``"digit han"`` for ``"3月"``."""
+    if word == OUTSIDE:
+        return "outside"
+    return " ".join(name for name, _ in itertools.groupby(map(character_class, word)))
+
+
+def reduplication(word: str) -> str:
+    """The pattern of a word that repeats itself, of which Chinese makes verbs and adjectives; else empty.
+
+    >>> [reduplication(word) for word in ("看看", "高高兴兴", "研究研究", "绿油油", "天气")]
+    ['AA', 'AABB', 'ABAB', 'ABB', '']
+    """
+    names: dict[str, str] = {}
+    pattern = "".join(names.setdefault(character, "ABCD"[min(len(names), 3)]) for character in word[:5])
+    return pattern if pattern in ("AA", "AAB", "ABB", "ABA", "AABB", "ABAB", "ABAC") else ""

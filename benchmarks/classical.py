@@ -5,8 +5,8 @@
 DATA is the folder with the data sets (sms-spam, csl, cold-zh, uner-en, uner-zh, ud-en-ewt, ud-zh-gsd). Classifiers are
 scored by accuracy, macro-F1 and expected calibration error (15 bins, of the label given) before and after calibration,
 the last beside what a perfectly calibrated classifier of the same confidences would get on as many texts (mean of 200
-draws); taggers by token accuracy, or by the F1 of whole entities. Training sets only are trained on. The messages of sms-spam
-have no split of their own: every fifth one, in the file's order, is kept for scoring.
+draws); taggers by token accuracy, or by the F1 of whole entities. Only training parts are trained on. The messages of
+sms-spam have no split of their own: every fifth one, in the file's order, is kept for scoring.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def classify(name: str, train: Labelled, dev: Labelled) -> None:
         perfect = float(np.mean([expected_calibration_error(confidences, right) for right in draws]))
         title = " ".join([method, features, *(f"{key}={value}" for key, value in options.items())])
         print(
-            f"  {title:<38}{accuracy(gold, found):8.3f}{macro_f1(gold, found):9.3f}{errors[0]:9.3f}{errors[1]:12.3f}{perfect:9.3f}"
+            f"  {title:<38}{accuracy(gold, found):8.3f}{macro_f1(gold, found):9.3f}"
+            f"{errors[0]:9.3f}{errors[1]:12.3f}{perfect:9.3f}"
             f"{len(model.vectorizer.names):10,}{trained - start:9.1f}{len(texts) / seconds:9,.0f}",
             flush=True,
         )

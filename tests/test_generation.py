@@ -17,7 +17,8 @@ from hanmo.inference import batch as batch_module
 from hanmo.inference import engine, networks
 from hanmo.inference.engine import Completion, LanguageModel
 from hanmo.models.architectures import take_over
-from hanmo.models.transformer import KVCache, TransformerConfig, build
+from hanmo.models.cache import KVCache
+from hanmo.models.transformer import TransformerConfig, build
 from hanmo.text.tokenizer import Tokenizer
 from hanmo.text.training import train_bpe
 

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from hanmo import catalog
 from hanmo.errors import ModelError
 from hanmo.inference.loading import load_tokenizer
+from hanmo.models.cache import KVCache
 from hanmo.models.checkpoints import gguf as gguf_module
 from hanmo.models.checkpoints.gguf import load_gguf
 from hanmo.models.checkpoints.gguf_header import read_gguf_header
 from hanmo.models.checkpoints.gguf_tokenizer import read_tokenizer
 from hanmo.models.positions import rotary_frequencies
-from hanmo.models.transformer import KVCache, Transformer, TransformerConfig, build
+from hanmo.models.transformer import Transformer, TransformerConfig, build
 from hanmo.text.report import REFERENCE_TOKENS, SAMPLES
 
 from .stories import FIRST_WORDS, build_gguf

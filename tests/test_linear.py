@@ -215,7 +215,25 @@ def test_tf_idf_equals_scikit_learn() -> None:
     theirs = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\S+")
     expected = theirs.fit_transform(texts)
     assert [name[2:] for name in ours.names] == theirs.get_feature_names_out().tolist()
-    np.testing.assert_allclose(ours.matrix(texts).toarray(), expected.toarray(), rtol=1e-12)
+    np.testing.assert_allclose(ours.weigh(ours.counts(texts)).toarray(), expected.toarray(), rtol=1e-12)
+
+
+def test_held_out_texts_do_not_vote_on_features() -> None:
+    """What a fold sees of the others is what a vectorizer fitted on them alone would see."""
+    texts, _ = corpus(40, "zh")
+    seen = np.arange(40) % 3 != 0
+    for binary in (False, True):
+        config = FeatureConfig("both", (1, 2), (1, 2), min_count=2, binary=binary)
+        everything, part = (
+            Vectorizer.fit(texts, config),
+            Vectorizer.fit([t for t, s in zip(texts, seen, strict=True) if s], config),
+        )
+        assert len(part.names) < len(everything.names)
+        found = everything.weigh_as_seen(everything.counts(texts), np.flatnonzero(seen))
+        np.testing.assert_allclose(found.toarray(), part.weigh(part.counts(texts)).toarray(), rtol=1e-12)
+        for row, text in enumerate(texts):
+            rows, values = part.vector(text)
+            np.testing.assert_allclose(found[row, rows].toarray()[0], values, rtol=1e-12)
 
 
 @given(st.lists(st.text(st.sampled_from("ab 中文，\u3000\n")), min_size=1, max_size=6))

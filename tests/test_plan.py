@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hanmo.models.device import available_memory
 from hanmo.models.cost import num_parameters, training_memory_bytes
+from hanmo.models.device import available_memory
 from hanmo.models.transformer import Transformer
 from hanmo.settings import Resolution
 from hanmo.training import plan as dial

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from hanmo.cli.main import main
 from hanmo.errors import DataError, HanmoError, ModelError, NetworkError, ResourceError, UsageError
-from hanmo.inference import address, endpoint, loading
+from hanmo.inference import address, endpoint
 from hanmo.inference.accounting import Usage
 from hanmo.inference.address import parse_name
 from hanmo.inference.endpoint import ContextExceeded, event_data
@@ -170,13 +170,6 @@ def test_the_account_of_our_server(own: str) -> None:
     assert "at least" in model.describe()
 
 
-@pytest.fixture
-def loads_remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``load`` as it is for names that begin with ``openai:``."""
-    monkeypatch.setattr(loading, "load", lambda name, *, device, offline: connect(name, offline=offline))  # noqa: ARG005
-
-
-@pytest.mark.usefixtures("loads_remote")
 def test_generate_in_the_terminal(own: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", f"openai:fake@{own}", "从前", "--max-new-tokens", "200", "--top-k", "5"]) == 0
     out, err = capsys.readouterr()
@@ -192,7 +185,6 @@ def test_generate_in_the_terminal(own: str, capsys: pytest.CaptureFixture[str]) 
     assert "known: fake" in err
 
 
-@pytest.mark.usefixtures("loads_remote")
 def test_chat_in_the_terminal(own: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["你好", "x" * 500, *["again " * 10] * 5]  # one line that never fits, then a conversation that outgrows 400
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
@@ -207,7 +199,6 @@ def test_chat_in_the_terminal(own: str, capsys: pytest.CaptureFixture[str], monk
     assert "no longer fit" in err
 
 
-@pytest.mark.usefixtures("loads_remote")
 def test_chat_with_a_base_model_continues_the_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

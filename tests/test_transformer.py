@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hanmo.errors import ModelError
+from hanmo.models.cache import KVCache
 from hanmo.models.cost import forward_flops_per_token, kv_cache_bytes, num_parameters
-from hanmo.models.transformer import KVCache, Transformer, TransformerConfig, build
+from hanmo.models.transformer import Transformer, TransformerConfig, build
 
 CONFIG = TransformerConfig(67, 32, 3, 4, 2, 8, 48, 64)
 VARIANTS = [

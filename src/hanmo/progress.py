@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import unicodedata
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -138,3 +139,14 @@ class RunLog:
     def close(self) -> None:
         """Close the file."""
         self.stream.close()
+
+
+def display_width(text: str) -> int:
+    """Columns that ``text`` takes in a terminal: Chinese characters take two, combining marks none.
+
+    >>> display_width("模型 a")
+    6
+    """
+    wide = sum(1 for char in text if unicodedata.east_asian_width(char) in "WF")
+    marks = sum(1 for char in text if unicodedata.combining(char))
+    return len(text) + wide - marks

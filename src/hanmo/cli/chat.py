@@ -145,10 +145,10 @@ def answer(conversation: Conversation, line: str, settings: ChatSettings) -> str
 
 def run(settings: ChatSettings) -> Outcome | None:
     """Read lines, answer them, until the end of input or ``/exit``. With ``--json`` all turns are told at the end."""
-    from hanmo.inference.loading import load
+    from hanmo.inference.loading import load_language_model
     from hanmo.inference.remote import RemoteModel
 
-    model: Any = load(settings.model, device=settings.device, offline=settings.offline)
+    model: Any = load_language_model(settings.model, device=settings.device, offline=settings.offline)
     remote = isinstance(model, RemoteModel)
     conversation = RemoteConversation(model, settings.system) if remote else Conversation(model, settings.system)
     interactive = sys.stdin.isatty()

@@ -26,6 +26,11 @@ OPTIONAL = {
     "uvicorn": ("serve", "hanmo serve", "网页与接口服务"),
     "pyarrow": ("parquet", "reading parquet files", "读取 parquet 文件"),
     "opencc": ("chinese", "--simplify (traditional to simplified)", "--simplify（繁体转简体）"),
+    "gensim": ("classical", "hanmo vectors train (Word2Vec, FastText)", "hanmo vectors train（Word2Vec、FastText）"),
+    "jieba": ("classical", "words of Chinese texts", "中文分词"),
+    "python-crfsuite": ("classical", "CRF taggers", "CRF 标注"),
+    "scikit-learn": ("classical", "linear classifiers", "线性分类器"),
+    "httpx": ("remote", "models behind an OpenAI-compatible address", "OpenAI 兼容接口的远程模型"),
     "huggingface_hub": ("hub", "models from the hub by name", "按名称从模型库下载"),
 }
 

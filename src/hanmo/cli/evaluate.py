@@ -61,7 +61,7 @@ def run(settings: EvaluateSettings) -> Outcome:
     from hanmo.cli.words import evaluate_words, is_word_model, refuse_data_settings
     from hanmo.evaluation.baselines import evaluate_with_baselines
     from hanmo.evaluation.words import describe_words
-    from hanmo.inference.loading import find, load
+    from hanmo.inference.loading import find, load_language_model
 
     folder = find(settings.model, offline=settings.offline)
     if is_word_model(folder):
@@ -69,7 +69,7 @@ def run(settings: EvaluateSettings) -> Outcome:
         out = Path(settings.out or "evaluation-data")
         rows = evaluate_words(folder, settings.paths, out, part=settings.part, device=settings.device)
         return Outcome({"words": [row.as_dict() for row in rows]}, describe_words(rows))
-    model = load(settings.model, device=settings.device, offline=settings.offline)
+    model = load_language_model(settings.model, device=settings.device, offline=settings.offline)
     paths = settings.paths or [own_data(settings)]
     corpus = prepare_corpus(paths, settings, Path(settings.out or "evaluation-data"))
     tokens = corpus.tokenize(model.tokenizer)

@@ -54,11 +54,11 @@ def read_prompts(given: list[str]) -> list[str]:
 
 def run(settings: GenerateSettings) -> Outcome | None:
     """Write the continuation as it comes; several prompts or JSON are answered together."""
-    from hanmo.inference.loading import load
+    from hanmo.inference.loading import load_language_model
     from hanmo.inference.remote import RemoteModel
 
     prompts = read_prompts(settings.prompts)
-    model: Any = load(settings.model, device=settings.device, offline=settings.offline)
+    model: Any = load_language_model(settings.model, device=settings.device, offline=settings.offline)
     options = {**settings.sampling_options(), "n": settings.n, "ignore_eos": settings.ignore_eos}
     if len(prompts) == 1 and settings.n == 1 and not settings.json:
         stream = model.stream(prompts[0], **options)

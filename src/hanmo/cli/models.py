@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.outcome import Outcome
 from hanmo.language import pick
-from hanmo.progress import human_bytes, human_count
+from hanmo.progress import display_width, human_bytes, human_count
 from hanmo.settings import CommonSettings, argument
 
 if TYPE_CHECKING:
@@ -109,16 +108,6 @@ def cells(listed: Listed) -> dict[str, str]:
 def one_line(text: str) -> str:
     """Text of a file for a terminal: no line breaks, no control characters."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def display_width(text: str) -> int:
-    """Columns that a text takes in a terminal: Chinese characters take two, combining marks none.
-
-    >>> display_width("模型 a")
-    6
-    """
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
 def shorten(text: str, width: int, *, keep_end: bool = False) -> str:

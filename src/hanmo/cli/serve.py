@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hanmo.errors import missing_package
+from hanmo.errors import UsageError, missing_package
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, argument, notice, option
 
@@ -38,6 +38,13 @@ def run(settings: ServeSettings) -> None:
     Raises:
         HanmoError: a package is missing, the port is in use, or the model cannot be loaded.
     """
+    if settings.model.lower().startswith("openai:"):
+        raise UsageError(
+            "a remote model is served already",
+            where="hanmo serve",
+            fix=f"use it as it is:  hanmo chat {settings.model}",
+            zh=f"远程模型已在别处提供服务，可直接使用：hanmo chat {settings.model}",
+        )
     for package in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, "serve", "hanmo serve")
@@ -46,9 +53,10 @@ def run(settings: ServeSettings) -> None:
     name = Path(settings.model).resolve().name or "model"
 
     def load() -> LanguageModel:
-        from hanmo.inference.loading import load
+        from hanmo.inference.loading import load_language_model
 
-        return load(settings.model, device=settings.device, offline=settings.offline)
+        model: LanguageModel = load_language_model(settings.model, device=settings.device, offline=settings.offline)
+        return model
 
     def announce(address: str) -> None:
         if settings.json:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 from hanmo import __version__
 from hanmo.evaluation.comparison import Comparison
 from hanmo.evaluation.likelihood import Likelihood, describe_unit
 from hanmo.language import pick
+from hanmo.progress import display_width
 
 
 def signature(**fields: object) -> str:
@@ -71,14 +71,3 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
         space = " " * (width - display_width(cell))
         parts.append(cell + space if column == 0 else space + cell)
     return "  ".join(parts)
-
-
-def display_width(text: str) -> int:
-    """Columns that ``text`` takes in a terminal: Chinese characters take two, combining marks none.
-
-    >>> display_width("模型 a")
-    6
-    """
-    wide = sum(1 for char in text if unicodedata.east_asian_width(char) in "WF")
-    marks = sum(1 for char in text if unicodedata.combining(char))
-    return len(text) + wide - marks

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hanmo.models.transformer import KVCache, Memory, Transformer
+from hanmo.models.cache import KVCache, Memory
+from hanmo.models.transformer import Transformer
 
 PREFILL_TOKENS = 2048  # prompt tokens that pass the network at once: bounds the memory of activations and masks
 

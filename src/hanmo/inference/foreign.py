@@ -56,7 +56,7 @@ def load_foreign(folder: Path, device: torch.device, *, name: str) -> ForeignNet
     import transformers
 
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
         )
     except (ValueError, KeyError, OSError, RuntimeError, AttributeError, TypeError, ImportError) as error:
@@ -67,13 +67,15 @@ def load_foreign(folder: Path, device: torch.device, *, name: str) -> ForeignNet
             fix=f"Hanmo's own architectures: {known()}",
             zh=f"Hanmo 与 transformers {transformers.__version__} 都无法加载结构 '{kind}'。Hanmo 自身支持：{known()}",
         ) from None
+    runner = f"transformers {transformers.__version__}"
     notice(
         pick(
-            f"{name}: the architecture '{kind}' is not one of Hanmo's own; transformers {transformers.__version__} runs it",
-            f"{name}：结构 '{kind}' 不是 Hanmo 自身的结构，由 transformers {transformers.__version__} 运行",
+            f"{name}: the architecture '{kind}' is not one of Hanmo's own; {runner} runs it",
+            f"{name}：结构 '{kind}' 不是 Hanmo 自身的结构，由 {runner} 运行",
         )
     )
-    return ForeignNetwork(model.float().to(device) if device.type == "cpu" else model.to(device))
+    dtype = torch.float32 if device.type == "cpu" else model.dtype
+    return ForeignNetwork(model.to(device=device, dtype=dtype))
 
 
 class ForeignNetwork:
@@ -124,7 +126,7 @@ class ForeignNetwork:
 
 
 class ForeignDecoding:
-    """Rows padded on the left over a cache of ``transformers``; a network without such a cache reads all of it again."""
+    """Rows padded on the left over a cache of ``transformers``; a network without such a cache reads all again."""
 
     def __init__(self, network: ForeignNetwork, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.network = network

@@ -54,7 +54,7 @@ def load(name: str | Path, *, device: str = "auto", offline: bool = False) -> An
 
     >>> load("runs/my-texts").generate("从前")[0].text     # doctest: +SKIP
     """
-    if str(name).startswith(REMOTE):
+    if str(name).lower().startswith(REMOTE):
         from hanmo.inference.remote import connect
 
         return connect(str(name), offline=offline)
@@ -72,7 +72,8 @@ def load(name: str | Path, *, device: str = "auto", offline: bool = False) -> An
 
         check_manifest(path)
         return with_tokenizer(load_foreign(path, place, name=str(name)), path, str(name))
-    return load_transformer(load_folder(path), path, place, str(name))
+    dtype = torch.float32 if place.type == "cpu" else None
+    return load_transformer(load_folder(path, dtype=dtype), path, place, str(name))
 
 
 def load_language_model(name: str | Path, *, device: str = "auto", offline: bool = False) -> Any:
@@ -312,6 +313,6 @@ def build_on(loaded: LoadedModel, device: torch.device) -> Transformer:
     if device.type == "cpu":
         for key in list(loaded.state):
             loaded.state[key] = loaded.state[key].float()
-    model = build(loaded.config, loaded.state).to(device)
+    model = build(loaded.config, loaded.state, checked=loaded.checked).to(device)
     loaded.state.clear()
     return model

@@ -140,7 +140,7 @@ class DecoderNetwork:
 def token_scores(model: Transformer, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
     """Log-probabilities of tokens from the hidden states before them, some logits at a time."""
     tokens = max(1, LOGIT_VALUES // model.config.vocab_size)
-    pieces = zip(hidden_MD.split(tokens), targets_M.split(tokens), strict=True)
+    pieces = zip(torch.split(hidden_MD, tokens), torch.split(targets_M, tokens), strict=True)
     return torch.cat([-F.cross_entropy(model.logits(x), y, reduction="none") for x, y in pieces]).cpu()
 
 

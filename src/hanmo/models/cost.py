@@ -10,7 +10,7 @@ from hanmo.models.transformer import TransformerConfig
 
 
 def matrix_parameters(config: TransformerConfig) -> int:
-    """Weights of all matrices inside the blocks of one stack: what each token is multiplied with, without embeddings."""
+    """Weights of all matrices in the blocks of one stack: what each token is multiplied with, without embeddings."""
     D = config.hidden_size
     attention = 2 * D * config.head_dim * (config.num_heads + config.num_kv_heads)
     attentions = 2 if config.encoder else 1

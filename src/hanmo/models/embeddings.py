@@ -7,6 +7,8 @@
   Sparse and Explicit Word Representations", CoNLL 2014).
 - **Texts** are the mean of their words' vectors, each weighted by a / (a + p(word)) where counts are known (Arora,
   Liang and Ma, "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", ICLR 2017): frequent words say little.
+  Their second step, removing the first principal component, gained one point more in benchmarks/vectors.py (the
+  weights themselves four to seven) and needs a whole set of texts, so it is left out.
 - **On disk** a model is a folder with ``config.json``, ``model.safetensors`` and ``vocabulary.txt`` (a word on each
   line, most frequent first). The matrices are memory-mapped: they take no memory until words are asked for.
 

@@ -134,15 +134,15 @@ class LinearClassifier:
             for label in given if self.config.multi_label else [given]:
                 targets_NL[record, numbers[label]] = 1
         self.vectorizer = Vectorizer.fit(texts, self.feature_config)
-        matrix_NF = self.vectorizer.matrix(texts)
+        counts_NF = self.vectorizer.counts(texts)
         self.report = {"texts": len(texts), "features": len(self.vectorizer.names)}
-        C, held_out_NL = self.cross_validate(matrix_NF, targets_NL, progress)
-        weights_FL, self.bias = train_weights(matrix_NF, targets_NL, self.config, C)
+        C, held_out_NL = self.cross_validate(counts_NF, targets_NL, progress)
+        weights_FL, self.bias = train_weights(self.vectorizer.weigh(counts_NF), targets_NL, self.config, C)
         self.weights = weights_FL.astype(np.float32)
         self.calibrate(held_out_NL, targets_NL)
         return self
 
-    def cross_validate(self, matrix_NF: Any, targets_NL: Floats, progress: bool) -> tuple[float, Floats | None]:
+    def cross_validate(self, counts_NF: Any, targets_NL: Floats, progress: bool) -> tuple[float, Floats | None]:
         """The penalty to use and the scores of each text by a model that had not seen it (None if not needed)."""
         config = self.config
         grid = C_GRID if config.C is None and config.method != "naive-bayes" else (config.C or 1.0,)
@@ -154,7 +154,8 @@ class LinearClassifier:
             if bar:
                 bar.update(bar.done + 1)
 
-        scores = {C: held_out_scores(matrix_NF, targets_NL, config, C, after_fold) for C in grid}
+        vectorizer = self.vectorizer
+        scores = {C: held_out_scores(vectorizer, counts_NF, targets_NL, config, C, after_fold) for C in grid}
         if bar:
             bar.close()
         accuracies = {C: accuracy(scores_NL, targets_NL, config) for C, scores_NL in scores.items()}

@@ -9,6 +9,7 @@ Bayes does best with on short texts (Wang and Manning, "Baselines and Bigrams", 
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -164,15 +165,50 @@ class Vectorizer:
                 part /= np.sqrt(np.square(part).sum())
         return rows, values
 
-    def matrix(self, texts: Iterable[str]) -> Any:
-        """The vectors of texts as a sparse matrix, ``scipy.sparse.csr_matrix`` float64 [N, F]."""
+    def counts(self, texts: Iterable[str]) -> Any:
+        """How often each text has each feature, ``scipy.sparse.csr_matrix`` float64 [N, F]."""
         from scipy.sparse import csr_matrix
 
-        vectors = [self.vector(text) for text in texts]
-        begins = np.cumsum([0, *(rows.size for rows, _ in vectors)])
-        rows = np.concatenate([rows for rows, _ in vectors])
-        values = np.concatenate([values for _, values in vectors])
-        return csr_matrix((values, rows, begins), shape=(len(vectors), len(self.names)))
+        begins, rows, numbers = [0], array("q"), array("d")
+        find = self.rows.get
+        for text in texts:
+            found = {row: count for name, count in self.terms(text).items() if (row := find(name)) is not None}
+            for row in sorted(found):
+                rows.append(row)
+                numbers.append(found[row])
+            begins.append(len(rows))
+        # 32-bit places as scikit-learn's solvers want them; there are fewer than 2^31 in any memory
+        places = np.frombuffer(rows, dtype=np.int64).astype(np.int32)
+        data = np.frombuffer(numbers, dtype=np.float64).copy()
+        return csr_matrix((data, places, np.array(begins, dtype=np.int32)), shape=(len(begins) - 1, len(self.names)))
+
+    def weigh(self, counts_NF: Any) -> Any:
+        """Counts as the values of :meth:`vector`, a sparse matrix [N, F]."""
+        return weigh(counts_NF, self.idf, self.first_word, self.config.binary)
+
+    def weigh_as_seen(self, counts_NF: Any, seen: NDArray[np.int64]) -> Any:
+        """Counts as values for a vectorizer that was fitted on the texts ``seen`` only, a sparse matrix [N, fewer].
+
+        Held-out texts must not vote on which features are kept: what two texts have is seen once by a model
+        that has not seen the other, and in a new text it would not be known.
+        """
+        found = np.bincount(counts_NF[seen].indices, minlength=len(self.names))
+        kept = np.flatnonzero(found >= self.config.min_count)
+        idf = np.log((1 + len(seen)) / (1 + found[kept])) + 1
+        return weigh(counts_NF[:, kept], idf, int(np.searchsorted(kept, self.first_word)), self.config.binary)
+
+
+def weigh(counts_NF: Any, idf: Floats, first_word: int, binary: bool) -> Any:
+    """Counts of features as tf-idf of length one for each kind (columns below and from ``first_word``), or as ones."""
+    matrix_NF = counts_NF.copy()
+    if binary:
+        matrix_NF.data[:] = 1
+        return matrix_NF
+    matrix_NF.data = (1 + np.log(matrix_NF.data)) * idf[matrix_NF.indices]
+    text = np.repeat(np.arange(matrix_NF.shape[0]), np.diff(matrix_NF.indptr))
+    part = 2 * text + (matrix_NF.indices >= first_word)
+    matrix_NF.data /= np.sqrt(np.bincount(part, np.square(matrix_NF.data)))[part]
+    return matrix_NF
 
 
 def is_mostly_chinese(texts: Sequence[str]) -> bool:

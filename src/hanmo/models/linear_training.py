@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hanmo.errors import UsageError, nearest
 from hanmo.models import calibration
 from hanmo.models.calibration import expected_calibration_error, two_sided
+from hanmo.models.linear_features import Vectorizer
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -109,20 +110,26 @@ def assign_folds(targets_NL: Floats, config: LinearConfig) -> Ints:
 
 
 def held_out_scores(
-    matrix_NF: Any, targets_NL: Floats, config: LinearConfig, C: float, after_fold: Callable[[], None]
+    vectorizer: Vectorizer,
+    counts_NF: Any,
+    targets_NL: Floats,
+    config: LinearConfig,
+    C: float,
+    after_fold: Callable[[], None],
 ) -> Floats:
     """The scores [N, L] of each text by a model that had not seen it; NaN in rows where there is none.
 
-    Rows are NaN if the other folds have fewer than two labels, or if they lack the label of that very text. The penalty
-    counts once and each text's loss once, so that fewer texts would mean a stronger penalty and smaller scores than
-    those of the final model: C is raised to make up for it.
+    Rows are NaN if the other folds have fewer than two labels or no feature, or if they lack the label of that very
+    text. The penalty counts once and each text's loss once, so that fewer texts would mean a stronger penalty and
+    smaller scores than those of the final model: C is raised to make up for it.
     """
     folds_N = assign_folds(targets_NL, config)
     scores_NL = np.full(targets_NL.shape, np.nan)
     for fold in range(FOLDS):
         inside, outside = np.flatnonzero(folds_N == fold), np.flatnonzero(folds_N != fold)
         seen_L = targets_NL[outside].any(0)
-        if inside.size and (config.multi_label or seen_L.sum() > 1):
+        matrix_NF = vectorizer.weigh_as_seen(counts_NF, outside)
+        if inside.size and matrix_NF.shape[1] and (config.multi_label or seen_L.sum() > 1):
             fold_C = C * len(targets_NL) / outside.size
             weights_FL, bias_L = train_weights(matrix_NF[outside], targets_NL[outside], config, fold_C)
             scores = matrix_NF[inside] @ weights_FL + bias_L

@@ -33,10 +33,11 @@ def check_tensors(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, T
                 zh=f"张量 '{name}' 的形状是 {tuple(tensor.shape)}，应为 {expected[name]}",
             )
         if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
             raise ModelError(
-                f"the tensor '{name}' is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not a weight type",
+                f"the tensor '{name}' is stored as {kind}, which is not a weight type",
                 fix="export the model in float32, float16 or bfloat16",
-                zh=f"张量 '{name}' 的类型 {str(tensor.dtype).removeprefix('torch.')} 不是权重类型",
+                zh=f"张量 '{name}' 的类型 {kind} 不是权重类型",
             )
         if not tensor.sum().isfinite() and not tensor.isfinite().all():  # the sum is cheap but may overflow
             raise ModelError(f"the tensor '{name}' holds NaN or infinite values", zh=f"张量 '{name}' 含有 NaN 或无穷大")

@@ -41,6 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hanmo.errors import ModelError, nearest
+from hanmo.models.cache import KVCache, Memory
 from hanmo.models.heads import Head, HeadConfig, Transform, TransformConfig, activation
 from hanmo.models.positions import Rotary, attention_mask, relative_buckets, rotate, sinusoids
 from hanmo.models.tensors import check_tensors
@@ -189,68 +190,19 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.size(-1),), weight, self.eps)
 
 
+class Embedding(nn.Embedding):
+    """A table of vectors. Without values (torch's "meta" device) it draws none: that would load torch's compiler."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 def make_norm(config: TransformerConfig, size: int | None = None) -> nn.Module:
     """The norm of an architecture, over the hidden size by default."""
     if config.norm == "layer":
         return nn.LayerNorm(size or config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
     return RMSNorm(size or config.hidden_size, config.norm_eps, 1.0 if config.norm == "rms+1" else 0.0)
-
-
-class KVCache:
-    """Keys and values of every layer for positions already processed, preallocated: ``[B, K, max_length, N]``.
-
-    Args:
-        config: the model's shape.
-        batch_size: number of rows that decode together.
-        max_length: positions to make room for.
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        batch_size: int,
-        max_length: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.source: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values of an encoder's states
-        self.max_length = max_length
-        self.length = 0
-
-    def append(self, layer: int, keys_BKTN: Tensor, values_BKTN: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new positions of one layer and return all of its keys and values, ``[B, K, S, N]``."""
-        stop = self.length + keys_BKTN.size(2)
-        if stop > self.max_length:
-            raise ModelError(
-                f"the cache holds {self.max_length} positions, {stop} were needed",
-                zh=f"缓存只能容纳 {self.max_length} 个位置，需要 {stop} 个",
-            )
-        self.keys[layer, :, :, self.length : stop] = keys_BKTN
-        self.values[layer, :, :, self.length : stop] = values_BKTN
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only (or repeat) the given batch rows, an index tensor."""
-        keys, values = self.keys[:, rows, :, : self.length], self.values[:, rows, :, : self.length]
-        shape = (self.keys.size(0), len(rows), *self.keys.shape[2:])
-        self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
-        self.keys[..., : self.length, :], self.values[..., : self.length, :] = keys, values
-        self.source = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.source.items()}
-
-
-@dataclass
-class Memory:
-    """What a decoder attends to: the encoder's states ``[B, S, D]`` and, where rows are padded, a mask ``[B, S]``."""
-
-    states_BSD: Tensor
-    mask_BS: Tensor | None = None
-
-    def select(self, rows: Tensor) -> Memory:
-        """Only (or repeatedly) the given rows."""
-        return Memory(self.states_BSD[rows], None if self.mask_BS is None else self.mask_BS[rows])
 
 
 class Attention(nn.Module):
@@ -427,13 +379,13 @@ class Stack(nn.Module):
         self.config = config
         D = config.hidden_size
         if not config.shared_embedding:
-            self.embed_tokens = nn.Embedding(config.vocab_size, D)
+            self.embed_tokens = Embedding(config.vocab_size, D)
         if config.positions == "learned":
-            self.embed_positions = nn.Embedding(config.max_position_embeddings + config.position_offset, D)
+            self.embed_positions = Embedding(config.max_position_embeddings + config.position_offset, D)
         if config.positions == "relative":
-            self.relative_bias = nn.Embedding(config.relative_buckets, config.num_heads)
+            self.relative_bias = Embedding(config.relative_buckets, config.num_heads)
         if config.token_types:
-            self.embed_types = nn.Embedding(config.token_types, D)
+            self.embed_types = Embedding(config.token_types, D)
         self.embed_norm = make_norm(config) if config.embedding_norm else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config) if config.final_norm else None
@@ -632,14 +584,18 @@ class Transformer(nn.Module):
         return total
 
 
-def build(config: TransformerConfig, state: Mapping[str, Tensor]) -> Transformer:
+def build(config: TransformerConfig, state: Mapping[str, Tensor], *, checked: bool = False) -> Transformer:
     """Make a model from a checkpoint without initialising weights first; the tensors are taken as they are, uncopied.
+
+    Args:
+        checked: their names, shapes and values were checked when they were read.
 
     Raises:
         ModelError: a tensor is missing, unexpected, of the wrong shape, or holds NaN; the message names it.
     """
     with torch.device("meta"):
         model = Transformer(config)
-    check_tensors({name: tuple(p.shape) for name, p in model.named_parameters()}, state)
+    if not checked:
+        check_tensors({name: tuple(p.shape) for name, p in model.named_parameters()}, state)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

@@ -15,7 +15,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from hanmo.errors import UsageError, missing_package, nearest
 
@@ -112,7 +112,12 @@ def cutter() -> Callable[[str], Iterable[str]]:
 
 @functools.cache
 def load_cutter() -> Callable[[str], Iterable[str]]:
-    """jieba's tokenizer with the dictionary of its package, without its log and without its cache file."""
+    """jieba's tokenizer with the dictionary of its package, without its log and without its cache file.
+
+    Traditional characters are looked up as simplified ones, which the dictionary has.
+    """
+    from hanmo.text.traditional import SIMPLIFIED  # data that only this function needs
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its own old idioms, nothing a user could change
@@ -123,5 +128,11 @@ def load_cutter() -> Callable[[str], Iterable[str]]:
     tokenizer = jieba.Tokenizer()
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True  # so that it does not look for its cache file
-    cut: Callable[[str], Iterable[str]] = tokenizer.lcut
+
+    def cut(run: str) -> Iterator[str]:
+        begin = 0
+        for word in tokenizer.cut(run.translate(SIMPLIFIED)):  # one character for one, so that the lengths stay
+            yield run[begin : begin + len(word)]
+            begin += len(word)
+
     return cut

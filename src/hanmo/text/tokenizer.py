@@ -49,10 +49,12 @@ class Tokenizer:
     Attributes:
         vocab_size: one more than the largest id.
         bos_id, eos_id, pad_id: ids of the control tokens for begin, end and padding, or None.
+        cls_id, sep_id, mask_id: those of an encoder: what stands before a text, after it, and for a hidden token.
         special_tokens: every control token and its id. These ids never come from ordinary text.
         chat_template: the Jinja source of the chat template, or None.
         adds_prefix_space: a SentencePiece-style tokenizer that puts a space before the text, or a word tokenizer, which
             puts one before every word; ``decode`` removes the first.
+        is_byte_level: the tokens are made of bytes, and a space belongs to the word after it.
         is_word_level: the tokens are words between spaces, as :func:`hanmo.text.training.train_words` makes them.
 
     >>> from hanmo.text.training import train_char
@@ -68,6 +70,9 @@ class Tokenizer:
         bos_token: str | None = None,
         eos_token: str | None = None,
         pad_token: str | None = None,
+        cls_token: str | None = None,
+        sep_token: str | None = None,
+        mask_token: str | None = None,
         chat_template: str | None = None,
         source: str = "tokenizer.json",
     ) -> None:
@@ -91,9 +96,14 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.pad_id = (
             vocabulary.get(token) if token else None for token in (bos_token, eos_token, pad_token)
         )
+        # Files of BERT's first years name none of their control tokens anywhere.
+        self.cls_id = self._control_id(cls_token, "[CLS]")
+        self.sep_id = self._control_id(sep_token, "[SEP]")
+        self.mask_id = self._control_id(mask_token, "[MASK]", "<mask>")
         self.chat_template = chat_template
         decoders = steps(self._definition.get("decoder"))
         self._decoders = {step["type"] for step in decoders}
+        self.is_byte_level = "ByteLevel" in self._decoders
         self.adds_prefix_space = any(
             (step["type"] == "Strip" and step.get("content") == " " and step.get("start"))
             or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
@@ -143,6 +153,9 @@ class Tokenizer:
             bos_token=token_text(names.get("bos_token")),
             eos_token=token_text(names.get("eos_token")),
             pad_token=token_text(names.get("pad_token")),
+            cls_token=token_text(names.get("cls_token")),
+            sep_token=token_text(names.get("sep_token")),
+            mask_token=token_text(names.get("mask_token")),
             chat_template=template,
             source=str(file),
         )
@@ -155,6 +168,9 @@ class Tokenizer:
         bos_token: str | None = None,
         eos_token: str | None = None,
         pad_token: str | None = None,
+        cls_token: str | None = None,
+        sep_token: str | None = None,
+        mask_token: str | None = None,
         chat_template: str | None = None,
         source: str = "tokenizer.json",
     ) -> Tokenizer:
@@ -168,6 +184,9 @@ class Tokenizer:
             bos_token=bos_token,
             eos_token=eos_token,
             pad_token=pad_token,
+            cls_token=cls_token,
+            sep_token=sep_token,
+            mask_token=mask_token,
             chat_template=chat_template,
             source=source,
         )
@@ -183,6 +202,9 @@ class Tokenizer:
             "bos_token": self._name(self.bos_id),
             "eos_token": self._name(self.eos_id),
             "pad_token": self._name(self.pad_id),
+            "cls_token": self._name(self.cls_id),
+            "sep_token": self._name(self.sep_id),
+            "mask_token": self._name(self.mask_id),
             "unk_token": token_text(self._definition["model"].get("unk_token")),
             "model_max_length": model_max_length,
             "chat_template": self.chat_template,
@@ -192,6 +214,11 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", {**config, "clean_up_tokenization_spaces": False})
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+    @property
+    def post_processor(self) -> dict[str, Any] | None:
+        """What the file says about the control tokens round a text; see :mod:`hanmo.text.wrapping`."""
+        return self._definition.get("post_processor")
 
     def to_json(self) -> str:
         """The text of ``tokenizer.json``."""
@@ -204,6 +231,10 @@ class Tokenizer:
         parts["roles"] = [self.bos_id, self.eos_id, self.pad_id]
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _control_id(self, *names: str | None) -> int | None:
+        """The id of the first of some names that is a control token."""
+        return next((self.special_tokens[name] for name in names if name in self.special_tokens), None)
 
     def _name(self, index: int | None) -> str | None:
         return None if index is None else self._token_of_id[index]
@@ -244,6 +275,33 @@ class Tokenizer:
             return ids
         require_utf8(text)
         return list(self._full.encode(text, add_special_tokens=False).ids)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of :meth:`encode`, and the characters ``[start, end)`` of the text that each of them stands for.
+
+        Several tokens can stand for one character (its bytes), and a token can include the space before its word.
+
+        Raises:
+            DataError: the text has a lone surrogate.
+        """
+        require_utf8(text)
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
+
+    @cached_property
+    def _masking(self) -> tokenizers.Tokenizer:
+        """The tokenizer without its control tokens but the mask."""
+        control = {token: index for token, index in self.special_tokens.items() if index != self.mask_id}
+        return build(json.dumps(without_control_tokens(self._definition, control)), "tokenizer.json")
+
+    def encode_masked(self, text: str) -> list[int]:
+        """As :meth:`encode`, but the mask token is recognised; no other control token is.
+
+        Raises:
+            DataError: the text has a lone surrogate.
+        """
+        require_utf8(text)
+        return list(self._masking.encode(text, add_special_tokens=False).ids)
 
     def encode_documents(self, texts: Sequence[str], *, threads: int | None = None) -> list[IdArray]:
         """Ids of every text as a ``uint32`` array: the fastest way to encode in bulk.

@@ -65,9 +65,8 @@ def read_config(raw: Raw) -> TransformerConfig:
     """
     architecture = architecture_of(raw.get("model_type"))
     try:
-        fields = {"model_type": raw["model_type"], **architecture.read(raw)}
         task = read_task(architecture, raw)
-        config = TransformerConfig(**fields)
+        config = TransformerConfig(**mapping.read_fields(architecture, raw))
         if task in TASKS:
             config = with_head(config, head_of(architecture, config, task, raw))
         elif task == "embedding":
@@ -126,8 +125,7 @@ def write_config(config: TransformerConfig) -> dict[str, Any]:
     raw = {
         "architectures": [architecture.class_name(config.model_type, task)],
         "model_type": config.model_type,
-        **architecture.write(config),
-        "tie_word_embeddings": config.tie_embeddings,
+        **mapping.write_fields(architecture, config),
         "torch_dtype": "float32",
     }
     if config.head:

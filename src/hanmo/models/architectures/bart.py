@@ -8,21 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hanmo.models.architectures.mapping import Architecture, Raw, get_activation, refuse, theirs
+from hanmo.models.architectures.mapping import ACTIVATION_NAMES, Architecture, Raw, read_fields, refuse
 from hanmo.models.transformer import TransformerConfig
 
-POST = {"norm": "layer", "norm_bias": True, "norm_placement": "post", "final_norm": False}
-BIASES = {"attention_bias": True, "output_bias": True, "mlp_bias": True, "lm_bias": True}
-
-
-def original_transformer(
-    vocab_size: int, hidden_size: int = 512, layers: int = 6, heads: int = 8, intermediate_size: int = 2048, **more: Any
-) -> TransformerConfig:
-    """The Transformer of Vaswani et al. (2017), their base size by default; stored as Marian."""
-    config = {"vocab_size": vocab_size, "d_model": hidden_size, "activation_function": "relu", "scale_embedding": True}
-    for side in ("encoder", "decoder"):
-        config |= {f"{side}_layers": layers, f"{side}_attention_heads": heads, f"{side}_ffn_dim": intermediate_size}
-    return TransformerConfig(**read({"model_type": "marian", **config, **more}), model_type="marian")
+KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "max_position_embeddings": "max_position_embeddings",
+    "activation": "activation_function",
+}
+USUAL = {"max_position_embeddings": 1024, "activation": "gelu", "tie_embeddings": True, "dropout": 0.1}
+CONSTANTS = {
+    **{"norm": "layer", "norm_bias": True, "norm_placement": "post", "final_norm": False, "gated": False},
+    **{"attention_bias": True, "output_bias": True, "mlp_bias": True, "lm_bias": True},
+}
 
 
 def names(config: TransformerConfig) -> dict[str, str | tuple[str, ...]]:
@@ -45,19 +44,17 @@ def names(config: TransformerConfig) -> dict[str, str | tuple[str, ...]]:
 
 
 def read(raw: Raw) -> dict[str, Any]:
-    """``config.json`` to our fields."""
+    """What the keys do not give directly, the encoder above all."""
     marian = raw["model_type"] == "marian"
     refuse(raw, share_encoder_decoder_embeddings=True, normalize_before=False, normalize_embedding=not marian)
     refuse(raw, decoder_vocab_size=raw["vocab_size"])
-    fields: dict[str, Any] = {
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["d_model"],
-        "max_position_embeddings": raw.get("max_position_embeddings", 1024),
-        "activation": get_activation(raw, "activation_function", "gelu"),
+    name = raw.get("activation_function") or "gelu"
+    own = {
+        "activation": ACTIVATION_NAMES.get(name, name),
         "embedding_scale": raw["d_model"] ** 0.5 if raw.get("scale_embedding") else 1.0,
-        "dropout": float(raw.get("dropout", 0.1)),
-        **{"positions": "sinusoidal" if marian else "learned", "position_offset": 0 if marian else 2},
-        **{**POST, **BIASES, "embedding_norm": not marian, "gated": False},
+        "positions": "sinusoidal" if marian else "learned",
+        "position_offset": 0 if marian else 2,
+        "embedding_norm": not marian,
     }
 
     def side(name: str) -> dict[str, Any]:
@@ -65,33 +62,21 @@ def read(raw: Raw) -> dict[str, Any]:
         sizes = {"num_layers": raw[f"{name}_layers"], "num_heads": heads, "num_kv_heads": heads}
         return {**sizes, "head_dim": raw["d_model"] // heads, "intermediate_size": raw[f"{name}_ffn_dim"]}
 
-    encoder = {**fields, **side("encoder"), "lm_bias": False, "model_type": raw["model_type"]}
-    source = TransformerConfig(**encoder, causal=False, lm=False, shared_embedding=True)
-    return {
-        **fields,
-        **side("decoder"),
-        "encoder": source,
-        "tie_embeddings": bool(raw.get("tie_word_embeddings", True)),
+    shared = {
+        ours: raw[ours] for ours in ("vocab_size", "hidden_size", "max_position_embeddings", "dropout", "model_type")
     }
+    source = {**CONSTANTS, **shared, **own, **side("encoder"), "causal": False, "lm": False, "lm_bias": False}
+    return {**own, **side("decoder"), "encoder": TransformerConfig(**source, shared_embedding=True)}
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    """Our fields to ``config.json``."""
+    """The same backwards."""
     raw: dict[str, Any] = {}
     for side, stack in (("encoder", config.encoder or replace(config, causal=False)), ("decoder", config)):
         raw |= {f"{side}_layers": stack.num_layers, f"{side}_attention_heads": stack.num_heads}
         raw[f"{side}_ffn_dim"] = stack.intermediate_size
-    return {
-        "vocab_size": config.vocab_size,
-        "d_model": config.hidden_size,
-        **raw,
-        "num_hidden_layers": raw["encoder_layers"],
-        "max_position_embeddings": config.max_position_embeddings,
-        "activation_function": theirs(config.activation),
-        "scale_embedding": config.embedding_scale != 1,
-        "dropout": config.dropout,
-        "is_encoder_decoder": True,
-    }
+    hidden = {"num_hidden_layers": raw["encoder_layers"], "is_encoder_decoder": True}
+    return {**raw, **hidden, "scale_embedding": config.embedding_scale != 1}
 
 
 ARCHITECTURE = Architecture(
@@ -100,8 +85,22 @@ ARCHITECTURE = Architecture(
     families={"bart": "Bart", "marian": "Marian"},
     irregular={("marian", "seq2seq-lm"): "MarianMTModel"},
     prefix="\0",  # every file has the same names
+    keys=KEYS,
+    usual=USUAL,
+    constants=CONSTANTS,
     read=read,
     write=write,
     names=names,
     ignored=("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"),  # Marian's sinusoids
 )
+
+
+def original_transformer(
+    vocab_size: int, hidden_size: int = 512, layers: int = 6, heads: int = 8, intermediate_size: int = 2048
+) -> TransformerConfig:
+    """The Transformer of Vaswani et al. (2017), their base size by default; stored as Marian."""
+    raw = {"model_type": "marian", "vocab_size": vocab_size, "d_model": hidden_size}
+    raw |= {"activation_function": "relu", "scale_embedding": True}
+    for side in ("encoder", "decoder"):
+        raw |= {f"{side}_layers": layers, f"{side}_attention_heads": heads, f"{side}_ffn_dim": intermediate_size}
+    return TransformerConfig(**read_fields(ARCHITECTURE, raw))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanmo.models.architectures.mapping import Architecture, Raw, get_activation, refuse, theirs
+from hanmo.models.architectures.mapping import COMMON_KEYS, Architecture, Raw, refuse
 from hanmo.models.heads import TransformConfig
 from hanmo.models.transformer import TransformerConfig
 
@@ -53,52 +53,38 @@ def names(config: TransformerConfig) -> dict[str, str | tuple[str, ...]]:
     return {**body, **heads, "model.embed_tokens": both}
 
 
+KEYS = {
+    **{ours: key for ours, key in COMMON_KEYS.items() if ours != "max_position_embeddings"},
+    "token_types": "type_vocab_size",
+    "norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+}
+USUAL = {"token_types": 2, "norm_eps": 1e-12, "activation": "gelu", "tie_embeddings": True, "dropout": 0.1}
+
+CONSTANTS = {
+    **{"causal": False, "norm": "layer", "norm_bias": True, "norm_placement": "post", "final_norm": False},
+    **{"positions": "learned", "embedding_norm": True, "gated": False, "lm_bias": True},
+    **{"attention_bias": True, "output_bias": True, "mlp_bias": True},
+}
+
+
 def read(raw: Raw) -> dict[str, Any]:
-    """``config.json`` to our fields."""
+    """What the keys do not give directly: RoBERTa's positions begin after the row of the padding token."""
     refuse(raw, position_embedding_type="absolute", is_decoder=False, tie_word_embeddings=True)
-    heads, offset = raw["num_attention_heads"], 0
-    if raw["model_type"] != "bert":  # positions begin after the row of the padding token
-        offset = 1 + (1 if raw.get("pad_token_id") is None else raw["pad_token_id"])
-    return {
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["hidden_size"],
-        "num_layers": raw["num_hidden_layers"],
-        "num_heads": heads,
-        "num_kv_heads": heads,
-        "head_dim": raw["hidden_size"] // heads,
-        "intermediate_size": raw["intermediate_size"],
-        "max_position_embeddings": raw["max_position_embeddings"] - offset,
-        "position_offset": offset,
-        "token_types": raw.get("type_vocab_size", 2),
-        "norm_eps": raw.get("layer_norm_eps", 1e-12),
-        "activation": get_activation(raw, "hidden_act", "gelu"),
-        "dropout": float(raw.get("hidden_dropout_prob", 0.1)),
-        **{"causal": False, "norm": "layer", "norm_bias": True, "norm_placement": "post", "final_norm": False},
-        **{"positions": "learned", "embedding_norm": True, "gated": False, "lm_bias": True},
-        **{"attention_bias": True, "output_bias": True, "mlp_bias": True},
-    }
-
-
-def write(config: TransformerConfig) -> dict[str, Any]:
-    """Our fields to ``config.json``."""
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings + config.position_offset,
-        "type_vocab_size": config.token_types,
-        "layer_norm_eps": config.norm_eps,
-        "hidden_act": theirs(config.activation),
-        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), config.dropout),
-        **({"pad_token_id": config.position_offset - 1} if config.position_offset else {}),
-    }
+    padding = 1 if raw.get("pad_token_id") is None else raw["pad_token_id"]
+    offset = 0 if raw["model_type"] == "bert" else padding + 1
+    return {"max_position_embeddings": raw["max_position_embeddings"] - offset, "position_offset": offset}
 
 
 def transform(config: TransformerConfig) -> TransformConfig:
     """The layer before the output; RoBERTa's activation is always GELU."""
     return TransformConfig(config.activation if config.model_type == "bert" else "gelu", norm_eps=config.norm_eps)
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The same backwards."""
+    padding = {"pad_token_id": config.position_offset - 1} if config.position_offset else {}
+    return {"max_position_embeddings": config.max_position_embeddings + config.position_offset, **padding}
 
 
 ARCHITECTURE = Architecture(
@@ -111,7 +97,11 @@ ARCHITECTURE = Architecture(
         "embedding": "{}Model",
     },
     families={"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"},
-    prefix="",
+    prefix={"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta."},
+    keys=KEYS,
+    usual=USUAL,
+    constants=CONSTANTS,
+    dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob"),
     read=read,
     write=write,
     names=names,

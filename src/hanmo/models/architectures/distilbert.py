@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanmo.models.architectures.mapping import Architecture, Raw, get_activation, theirs
+from hanmo.models.architectures.mapping import Architecture, Raw
 from hanmo.models.heads import TransformConfig
 from hanmo.models.transformer import TransformerConfig
 
@@ -39,39 +39,33 @@ def names(config: TransformerConfig) -> dict[str, str | tuple[str, ...]]:
     }
 
 
-def read(raw: Raw) -> dict[str, Any]:
-    """``config.json`` to our fields."""
-    return {
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["dim"],
-        "num_layers": raw["n_layers"],
-        "num_heads": raw["n_heads"],
-        "num_kv_heads": raw["n_heads"],
-        "head_dim": raw["dim"] // raw["n_heads"],
-        "intermediate_size": raw["hidden_dim"],
-        "max_position_embeddings": raw["max_position_embeddings"],
-        "tie_embeddings": bool(raw.get("tie_word_embeddings", True)),
-        "activation": get_activation(raw, "activation", "gelu"),
-        "dropout": float(raw.get("dropout", 0.1)),
-        **{"norm_eps": 1e-12, "norm": "layer", "norm_bias": True, "norm_placement": "post", "final_norm": False},
-        **{"causal": False, "positions": "learned", "embedding_norm": True, "gated": False, "lm_bias": True},
-        **{"attention_bias": True, "output_bias": True, "mlp_bias": True},
-    }
+KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "activation": "activation",
+}
+USUAL = {"activation": "gelu", "tie_embeddings": True, "dropout": 0.1}
+
+CONSTANTS = {
+    **{"causal": False, "norm": "layer", "norm_bias": True, "norm_placement": "post", "final_norm": False},
+    "norm_eps": 1e-12,
+    **{"positions": "learned", "embedding_norm": True, "gated": False, "lm_bias": True},
+    **{"attention_bias": True, "output_bias": True, "mlp_bias": True},
+}
+
+
+def read(raw: Raw) -> dict[str, Any]:  # noqa: ARG001 - the keys give everything
+    """Nothing is left to read."""
+    return {}
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    """Our fields to ``config.json``."""
-    return {
-        "vocab_size": config.vocab_size,
-        "dim": config.hidden_size,
-        "n_layers": config.num_layers,
-        "n_heads": config.num_heads,
-        "hidden_dim": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "activation": theirs(config.activation),
-        **dict.fromkeys(("dropout", "attention_dropout"), config.dropout),
-        **({"seq_classif_dropout": config.head.dropout} if config.head else {}),
-    }
+    """What the keys do not give directly."""
+    return {"seq_classif_dropout": config.head.dropout} if config.head else {}
 
 
 ARCHITECTURE = Architecture(
@@ -85,6 +79,10 @@ ARCHITECTURE = Architecture(
     },
     families={"distilbert": "DistilBert"},
     prefix="distilbert.",
+    keys=KEYS,
+    usual=USUAL,
+    constants=CONSTANTS,
+    dropouts=("dropout", "attention_dropout"),
     read=read,
     write=write,
     names=names,

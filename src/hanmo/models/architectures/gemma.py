@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from hanmo.models.architectures.mapping import (
+    COMMON_KEYS,
     Architecture,
     Raw,
-    get_activation,
     read_layer_types,
     read_rope,
     refuse,
-    theirs,
     write_layer_types,
     write_rope,
 )
@@ -25,10 +24,25 @@ NAMES = {
 }
 
 
+KEYS = {
+    **COMMON_KEYS,
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "norm_eps": "rms_norm_eps",
+    "attention_bias": "attention_bias",
+    "activation": "hidden_activation",
+    "sliding_window": "sliding_window",
+}
+USUAL = {
+    **{"head_dim": 256, "norm_eps": 1e-6, "attention_bias": False, "activation": "gelu_pytorch_tanh"},
+    **{"sliding_window": 4096, "tie_embeddings": True},
+}
+
+
 def read(raw: Raw) -> dict[str, Any]:
-    """``config.json`` to our fields."""
+    """What the keys do not give directly."""
     refuse(raw, use_bidirectional_attention=False)
-    third, bias = raw["model_type"] == "gemma3_text", bool(raw.get("attention_bias", False))
+    third = raw["model_type"] == "gemma3_text"
     every = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or (6 if third else 2)
     rope = read_rope(raw)
     if third:
@@ -39,33 +53,19 @@ def read(raw: Raw) -> dict[str, Any]:
         rope["rope_local_theta"] = float(local)
         refuse(raw, attn_logit_softcapping=None)  # transformers reads the key and does nothing with it
     return {
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["hidden_size"],
-        "num_layers": raw["num_hidden_layers"],
-        "num_heads": raw["num_attention_heads"],
-        "num_kv_heads": raw["num_key_value_heads"],
-        "head_dim": raw.get("head_dim", 256),
-        "intermediate_size": raw["intermediate_size"],
-        "max_position_embeddings": raw["max_position_embeddings"],
         **rope,
-        "norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "tie_embeddings": bool(raw.get("tie_word_embeddings", True)),
-        "attention_bias": bias,
-        "output_bias": bias,
-        "activation": get_activation(raw, "hidden_activation", "gelu_pytorch_tanh"),
-        "sliding_window": raw.get("sliding_window", 4096),
+        "output_bias": raw["attention_bias"],
         "sliding_layers": read_layer_types(raw, lambda layer: (layer + 1) % every != 0),
         "attention_scale": raw.get("query_pre_attn_scalar", 256) ** -0.5,
         "attention_softcap": None if third else raw.get("attn_logit_softcapping", 50.0),
         "logit_softcap": raw.get("final_logit_softcapping", None if third else 30.0),
         "embedding_scale": raw["hidden_size"] ** 0.5,
-        "dropout": float(raw.get("attention_dropout") or 0.0),
         **{"norm": "rms+1", "norm_placement": "sandwich", "qk_norm": third},
     }
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    """Our fields to ``config.json``."""
+    """The same backwards."""
     rope = write_rope(config)
     if config.rope_local_theta:
         slow = {"rope_type": "default", "rope_theta": config.rope_local_theta}
@@ -73,20 +73,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         rope["rope_local_base_freq"] = config.rope_local_theta
     scalar = round((config.attention_scale or config.head_dim**-0.5) ** -2, 6)
     return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings,
         **rope,
-        "rms_norm_eps": config.norm_eps,
-        "attention_bias": config.attention_bias,
-        "attention_dropout": config.dropout,
-        "hidden_activation": theirs(config.activation),
-        "sliding_window": config.sliding_window,
         "layer_types": write_layer_types(config),
         "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
         "attn_logit_softcapping": config.attention_softcap,
@@ -104,6 +91,9 @@ ARCHITECTURE = Architecture(
     families={"gemma2": "Gemma2", "gemma3_text": "Gemma3Text"},
     irregular={("gemma3_text", "causal-lm"): "Gemma3ForCausalLM"},
     prefix="model.",
+    keys=KEYS,
+    usual=USUAL,
+    dropouts=("attention_dropout",),
     read=read,
     write=write,
     names=lambda config: NAMES,  # noqa: ARG005 - one table for all tasks

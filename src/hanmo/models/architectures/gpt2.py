@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanmo.models.architectures.mapping import Architecture, Raw, get_activation, refuse
+from hanmo.models.architectures.mapping import Architecture, Raw, refuse
 from hanmo.models.transformer import TransformerConfig
 
 NAMES: dict[str, str | tuple[str, ...]] = {
@@ -25,41 +25,32 @@ def names(config: TransformerConfig) -> dict[str, str | tuple[str, ...]]:
     return {**NAMES, "model.embed_tokens": words, "head.output": "score" if scores else "classifier"}
 
 
+KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "n_embd",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "norm_eps": "layer_norm_epsilon",
+    "activation": "activation_function",
+}
+USUAL = {"norm_eps": 1e-5, "activation": "gelu_new", "tie_embeddings": True, "dropout": 0.1}
+CONSTANTS = {
+    **{"norm": "layer", "norm_bias": True, "positions": "learned", "gated": False},
+    **{"attention_bias": True, "output_bias": True, "mlp_bias": True},
+}
+
+
 def read(raw: Raw) -> dict[str, Any]:
-    """``config.json`` to our fields."""
+    """What the keys do not give directly."""
     refuse(raw, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    D, heads = raw["n_embd"], raw["n_head"]
-    return {
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": D,
-        "num_layers": raw["n_layer"],
-        "num_heads": heads,
-        "num_kv_heads": heads,
-        "head_dim": D // heads,
-        "intermediate_size": raw.get("n_inner") or 4 * D,
-        "max_position_embeddings": raw.get("n_positions") or raw["n_ctx"],
-        "norm_eps": raw.get("layer_norm_epsilon", 1e-5),
-        "tie_embeddings": bool(raw.get("tie_word_embeddings", True)),
-        "dropout": float(raw.get("resid_pdrop", 0.1)),
-        "activation": get_activation(raw, "activation_function", "gelu_new"),
-        **{"norm": "layer", "norm_bias": True, "positions": "learned", "gated": False},
-        **{"attention_bias": True, "output_bias": True, "mlp_bias": True},
-    }
+    return {"intermediate_size": raw.get("n_inner") or 4 * raw["n_embd"]}
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    """Our fields to ``config.json``."""
-    return {
-        "vocab_size": config.vocab_size,
-        "n_embd": config.hidden_size,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
-        "n_inner": config.intermediate_size,
-        "n_positions": config.max_position_embeddings,
-        "layer_norm_epsilon": config.norm_eps,
-        "activation_function": "gelu_new" if config.activation == "gelu_tanh" else config.activation,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
-    }
+    """The same backwards; older readers know the tanh form of GELU under its first name only."""
+    new = {"activation_function": "gelu_new"} if config.activation == "gelu_tanh" else {}
+    return {"n_inner": config.intermediate_size, **new}
 
 
 ARCHITECTURE = Architecture(
@@ -72,6 +63,10 @@ ARCHITECTURE = Architecture(
     },
     families={"gpt2": "GPT2"},
     prefix="transformer.",
+    keys=KEYS,
+    usual=USUAL,
+    constants=CONSTANTS,
+    dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     read=read,
     write=write,
     names=names,

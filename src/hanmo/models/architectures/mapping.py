@@ -28,6 +28,14 @@ ACTIVATION_NAMES = {
     "gelu_fast": "gelu_tanh",
     "swish": "silu",
 }
+COMMON_KEYS = {  # of most families
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
 LAYER_TYPES = ("full_attention", "sliding_attention")
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # the number of a layer inside a name
 
@@ -41,9 +49,14 @@ class Architecture:
         classes: for each of our tasks the class of ``transformers``, ``{}`` standing for the family's name of it.
         families: by model type, how class names begin.
         irregular: by model type and task, class names that do not follow this rule.
-        prefix: what the names of the base model begin with inside a model with an output; files may lack it.
-        read: ``config.json`` and task to our configuration (the output and the head are added by :func:`read_config`).
-        write: the same backwards; keys that every family has are added by :func:`write_config`.
+        prefix: what the names of the base model begin with inside a model with an output, the same for all or by model
+            type; files may lack it.
+        keys: our fields to their keys in ``config.json``.
+        usual: our fields that may be absent there, with the value they then have.
+        constants: our fields that every member of the family has.
+        dropouts: their keys for our one dropout; the first is read.
+        read: the fields that no key gives directly.
+        write: the same backwards.
         names: module (or parameter) in our file to that in theirs, ``{}`` for the number of a layer; what is not listed
             has the same name. Of several names the first is written and any of them read.
         fused: their module to those of ours whose rows it holds one after another.
@@ -58,9 +71,13 @@ class Architecture:
     model_types: tuple[str, ...]
     classes: Mapping[str, str]
     families: Mapping[str, str]
-    prefix: str
+    prefix: str | Mapping[str, str]
+    keys: Mapping[str, str]
+    usual: Mapping[str, Any]
     read: Callable[[Raw], dict[str, Any]]
     write: Callable[[TransformerConfig], dict[str, Any]]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    dropouts: tuple[str, ...] = ("dropout",)
     names: Callable[[TransformerConfig], Names] = lambda config: {}  # noqa: ARG005 - one name for all
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
@@ -71,6 +88,10 @@ class Architecture:
     head_bias: Mapping[str, bool] = field(default_factory=dict)  # by task; absent: True
     irregular: Mapping[tuple[str, str], str] = field(default_factory=dict)
     reconcile: Callable[[TransformerConfig, Mapping[str, Tensor]], TransformerConfig] = lambda config, given: config  # noqa: ARG005
+
+    def prefix_of(self, config: TransformerConfig) -> str:
+        """The prefix of a model type."""
+        return self.prefix if isinstance(self.prefix, str) else self.prefix[config.model_type]
 
     def class_name(self, model_type: str, task: str) -> str:
         """The class of ``transformers`` for a task."""
@@ -139,11 +160,12 @@ def take_over(
     """
     config = architecture.reconcile(config, given)
     stored = layout(architecture, config)
-    bare = not any(name.startswith(architecture.prefix) for name in given)
+    prefix = architecture.prefix_of(config)
+    bare = not any(name.startswith(prefix) for name in given)
     rename_old(given)
     expected, wanted = {}, {}
     for entry in stored:
-        names = [name.removeprefix(architecture.prefix) if bare else name for name in entry.names]
+        names = [name.removeprefix(prefix) if bare else name for name in entry.names]
         present = [name for name in names if name in given]
         for name in present[1:]:  # the same weight under another name
             del given[name]
@@ -178,23 +200,51 @@ def ignorable(name: str, architecture: Architecture, config: TransformerConfig) 
 def hand_over(architecture: Architecture, config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file from our parameters."""
     tensors = {}
-    bare = not (config.lm or config.head)
+    bare, prefix = not (config.lm or config.head), architecture.prefix_of(config)
     for entry in layout(architecture, config):
         parts = [state[part].detach() for part in entry.parts]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         tensor = tensor.t() if entry.transposed else tensor
-        name = entry.names[0].removeprefix(architecture.prefix) if bare else entry.names[0]
+        name = entry.names[0].removeprefix(prefix) if bare else entry.names[0]
         tensors[name] = tensor.reshape(entry.shape)
     return tensors
 
 
+# Configurations ------------------------------------------------------------------------------------------------------
+
+
+def read_fields(architecture: Architecture, raw: Raw) -> dict[str, Any]:
+    """All fields of our configuration but the output and the head.
+
+    Raises:
+        KeyError: a key that must be there is absent.
+    """
+    fields = {"model_type": raw["model_type"], **architecture.constants}
+    for ours, key in {**architecture.keys, "tie_embeddings": "tie_word_embeddings"}.items():
+        absent = raw.get(key) is None and ours in architecture.usual
+        value = architecture.usual[ours] if absent else raw[key]
+        fields[ours] = ACTIVATION_NAMES.get(value, value) if ours == "activation" else value
+    fields["dropout"] = float(raw.get(architecture.dropouts[0], architecture.usual.get("dropout")) or 0.0)
+    fields |= architecture.read({**raw, **{ours: value for ours, value in fields.items() if ours != "activation"}})
+    if "head_dim" not in fields:
+        fields["head_dim"] = fields["hidden_size"] // fields["num_heads"]
+    return {"num_kv_heads": fields["num_heads"], **fields}
+
+
+def write_fields(architecture: Architecture, config: TransformerConfig) -> dict[str, Any]:
+    """The keys of ``config.json`` for these fields."""
+    raw = {key: getattr(config, ours) for ours, key in architecture.keys.items()}
+    if "activation" in architecture.keys:
+        raw[architecture.keys["activation"]] = theirs(config.activation)
+    return {
+        **raw,
+        **dict.fromkeys(architecture.dropouts, config.dropout),
+        **architecture.write(config),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
 # What the configurations have in common ------------------------------------------------------------------------------
-
-
-def get_activation(raw: Raw, key: str, usual: str) -> str:
-    """The activation under our name for it."""
-    name = raw.get(key) or usual
-    return ACTIVATION_NAMES.get(name, name)
 
 
 def theirs(activation: str) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from hanmo.models.architectures.mapping import (
+    COMMON_KEYS,
     Architecture,
     Raw,
-    get_activation,
     read_layer_types,
     refuse,
-    theirs,
     write_layer_types,
 )
 from hanmo.models.heads import TransformConfig
@@ -40,76 +39,59 @@ def names(config: TransformerConfig) -> dict[str, str | tuple[str, ...]]:
     return {**NAMES, "model.embed_tokens": (words, "decoder") if config.tie_embeddings else words}
 
 
+KEYS = {
+    **COMMON_KEYS,
+    "norm_eps": "norm_eps",
+    "norm_bias": "norm_bias",
+    "attention_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
+    "activation": "hidden_activation",
+}
+USUAL = {
+    **{"norm_eps": 1e-5, "norm_bias": False, "attention_bias": False, "mlp_bias": False},
+    **{"activation": "gelu", "tie_embeddings": True},
+}
+
+
 def read(raw: Raw) -> dict[str, Any]:
-    """``config.json`` to our fields."""
+    """What the keys do not give directly."""
     refuse(raw, classifier_bias=False)
-    heads, rope, every = (
-        raw["num_attention_heads"],
-        raw.get("rope_parameters") or {},
-        raw.get("global_attn_every_n_layers", 3),
-    )
+    rope, every = raw.get("rope_parameters") or {}, raw.get("global_attn_every_n_layers", 3)
     theta = {  # of the global and of the local layers
         kind: float((rope.get(f"{new}_attention") or {}).get("rope_theta") or raw.get(f"{kind}_rope_theta") or usual)
         for kind, new, usual in (("global", "full", 160_000.0), ("local", "sliding", 10_000.0))
     }
     return {
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["hidden_size"],
-        "num_layers": raw["num_hidden_layers"],
-        "num_heads": heads,
-        "num_kv_heads": heads,
-        "head_dim": raw["hidden_size"] // heads,
-        "intermediate_size": raw["intermediate_size"],
-        "max_position_embeddings": raw["max_position_embeddings"],
         "rope_theta": theta["global"],
         "rope_local_theta": theta["local"],
-        "norm_eps": raw.get("norm_eps", 1e-5),
-        "norm_bias": bool(raw.get("norm_bias", False)),
-        "attention_bias": bool(raw.get("attention_bias", False)),
-        "output_bias": bool(raw.get("attention_bias", False)),
-        "mlp_bias": bool(raw.get("mlp_bias", False)),
+        "output_bias": raw["attention_bias"],
         "lm_bias": bool(raw.get("decoder_bias", True)),
-        "tie_embeddings": bool(raw.get("tie_word_embeddings", True)),
-        "activation": get_activation(raw, "hidden_activation", "gelu"),
         "sliding_window": raw.get("local_attention", 128) // 2,
         "sliding_layers": read_layer_types(raw, lambda layer: layer % every != 0),
-        "dropout": float(raw.get("mlp_dropout") or 0.0),
         **{"causal": False, "norm": "layer", "embedding_norm": True, "first_norm": False},
-    }
-
-
-def write(config: TransformerConfig) -> dict[str, Any]:
-    """Our fields to ``config.json``."""
-    rope = {
-        "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_theta},
-    }
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_parameters": rope,
-        "global_rope_theta": config.rope_theta,
-        "local_rope_theta": config.rope_local_theta,
-        "norm_eps": config.norm_eps,
-        "norm_bias": config.norm_bias,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "decoder_bias": config.lm_bias or not config.lm,
-        "hidden_activation": theirs(config.activation),
-        "local_attention": 2 * (config.sliding_window or 64),
-        "layer_types": write_layer_types(config),
-        **dict.fromkeys(("mlp_dropout", "attention_dropout", "embedding_dropout"), config.dropout),
-        **dict.fromkeys(("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id", "pad_token_id")),
     }
 
 
 def transform(config: TransformerConfig) -> TransformConfig:
     """The layer before every output."""
     return TransformConfig("gelu", bias=False, norm_bias=config.norm_bias, norm_eps=config.norm_eps)
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The same backwards."""
+    rope = {
+        "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_theta},
+    }
+    return {
+        "rope_parameters": rope,
+        "global_rope_theta": config.rope_theta,
+        "local_rope_theta": config.rope_local_theta,
+        "decoder_bias": config.lm_bias or not config.lm,
+        "local_attention": 2 * (config.sliding_window or 64),
+        "layer_types": write_layer_types(config),
+        **dict.fromkeys(("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id", "pad_token_id")),
+    }
 
 
 ARCHITECTURE = Architecture(
@@ -123,6 +105,9 @@ ARCHITECTURE = Architecture(
     },
     families={"modernbert": "ModernBert"},
     prefix="model.",
+    keys=KEYS,
+    usual=USUAL,
+    dropouts=("mlp_dropout", "attention_dropout", "embedding_dropout"),
     read=read,
     write=write,
     names=names,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hanmo.models.architectures.mapping import Architecture, Raw, refuse
+from hanmo.models.architectures.mapping import Architecture, Raw
 from hanmo.models.transformer import TransformerConfig
 
 
@@ -37,33 +37,41 @@ def names(config: TransformerConfig) -> dict[str, str | tuple[str, ...]]:
     return {**found, "model.embed_tokens": words}
 
 
+KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "num_heads": "num_heads",
+    "head_dim": "d_kv",
+    "intermediate_size": "d_ff",
+    "max_position_embeddings": "n_positions",
+    "norm_eps": "layer_norm_epsilon",
+    "relative_buckets": "relative_attention_num_buckets",
+    "relative_distance": "relative_attention_max_distance",
+}
+USUAL = {
+    **{"max_position_embeddings": 512, "norm_eps": 1e-6, "relative_buckets": 32, "relative_distance": 128},
+    **{"tie_embeddings": True, "dropout": 0.1},
+}
+
+
 def read(raw: Raw) -> dict[str, Any]:
-    """``config.json`` to our fields."""
+    """What the keys do not give directly, the encoder above all."""
     kind = raw.get("feed_forward_proj") or "relu"
-    tied = raw.get("tie_word_embeddings") is not False
-    gated = kind.startswith("gated-")
-    act = kind.removeprefix("gated-")
+    gated, act = kind.startswith("gated-"), kind.removeprefix("gated-")
+    scaled = raw["model_type"] == "t5" and raw.get("scale_decoder_outputs", raw["tie_embeddings"])  # mT5 never does
     fields: dict[str, Any] = {
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["d_model"],
-        "num_layers": raw["num_layers"],
-        "num_heads": raw["num_heads"],
-        "num_kv_heads": raw["num_heads"],
-        "head_dim": raw["d_kv"],
-        "intermediate_size": raw["d_ff"],
-        "max_position_embeddings": raw.get("n_positions") or 512,
-        "norm_eps": raw.get("layer_norm_epsilon", 1e-6),
-        "relative_buckets": raw.get("relative_attention_num_buckets", 32),
-        "relative_distance": raw.get("relative_attention_max_distance", 128),
-        "activation": "gelu_tanh" if gated and act == "gelu" else act,
-        "dropout": float(raw.get("dropout_rate", 0.1)),
+        **{ours: raw[ours] for ours in (*KEYS, "dropout", "model_type")},
         **{"positions": "relative", "attention_scale": 1.0, "gated": gated},
+        "activation": "gelu_tanh" if gated and act == "gelu" else act,
+        "num_kv_heads": raw["num_heads"],
+        "num_layers": raw["num_layers"],
     }
-    encoder = TransformerConfig(**fields, causal=False, lm=False, shared_embedding=True, model_type=raw["model_type"])
-    scaled = raw["model_type"] == "t5" and raw.get("scale_decoder_outputs", tied)  # mT5 never does
-    scale = raw["d_model"] ** -0.5 if scaled else 1.0
-    layers = raw.get("num_decoder_layers") or raw["num_layers"]
-    return {**fields, "num_layers": layers, "encoder": encoder, "tie_embeddings": tied, "logit_scale": scale}
+    return {
+        **fields,
+        "encoder": TransformerConfig(**fields, causal=False, lm=False, shared_embedding=True),
+        "num_layers": raw.get("num_decoder_layers") or raw["num_layers"],
+        "logit_scale": raw["d_model"] ** -0.5 if scaled else 1.0,
+    }
 
 
 def reconcile(config: TransformerConfig, given: Mapping[str, Tensor]) -> TransformerConfig:
@@ -74,24 +82,13 @@ def reconcile(config: TransformerConfig, given: Mapping[str, Tensor]) -> Transfo
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    """Our fields to ``config.json``."""
+    """The same backwards."""
     encoder = config.encoder or replace(config, causal=False)
     act = "gelu" if config.activation == "gelu_tanh" else config.activation
-    refuse({"feed_forward_proj": act} if config.gated and config.activation == "gelu" else {}, feed_forward_proj="relu")
     return {
-        "vocab_size": config.vocab_size,
-        "d_model": config.hidden_size,
         "num_layers": encoder.num_layers,
         "num_decoder_layers": config.num_layers,
-        "num_heads": config.num_heads,
-        "d_kv": config.head_dim,
-        "d_ff": config.intermediate_size,
-        "n_positions": config.max_position_embeddings,
-        "layer_norm_epsilon": config.norm_eps,
-        "relative_attention_num_buckets": config.relative_buckets,
-        "relative_attention_max_distance": config.relative_distance,
         "feed_forward_proj": ("gated-" if config.gated else "") + act,
-        "dropout_rate": config.dropout,
         "scale_decoder_outputs": config.logit_scale != 1,
         "is_encoder_decoder": True,
     }
@@ -102,6 +99,9 @@ ARCHITECTURE = Architecture(
     classes={"seq2seq-lm": "{}ForConditionalGeneration"},
     families={"t5": "T5", "mt5": "MT5"},
     prefix="\0",  # every file has the same names
+    keys=KEYS,
+    usual=USUAL,
+    dropouts=("dropout_rate",),
     read=read,
     write=write,
     names=names,

@@ -10,10 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hanmo import folder as folders
 from hanmo.errors import ModelError
+from hanmo.models.architectures import read_config as read_architecture
+from hanmo.models.architectures import take_over
 from hanmo.models.checkpoints.weights import (
     LoadedModel,
     check_size,
@@ -22,8 +25,6 @@ from hanmo.models.checkpoints.weights import (
     read_header,
     read_safetensors,
 )
-from hanmo.models.architectures import read_config as read_architecture
-from hanmo.models.architectures import take_over
 from hanmo.models.transformer import TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 
@@ -34,7 +35,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HASHED_UP_TO = 4_000_000_000  # bytes; above, sizes only: hashing takes about 0.6 s per GB
 
 
-def load_folder(folder: str | Path) -> LoadedModel:
+def load_folder(folder: str | Path, *, dtype: torch.dtype | None = None) -> LoadedModel:
     """Read a model folder.
 
     The order is: the manifest (size and SHA-256 of every file it lists), the configuration, the headers of all weight
@@ -42,6 +43,7 @@ def load_folder(folder: str | Path) -> LoadedModel:
 
     Args:
         folder: holds ``config.json``, ``model.safetensors`` (or shards with an index) and ``tokenizer.json``.
+        dtype: the precision to bring the weights to; default: as stored.
 
     Raises:
         ModelError: something is missing, damaged, unsafe or of an unknown architecture.
@@ -65,9 +67,9 @@ def load_folder(folder: str | Path) -> LoadedModel:
     generation = read_generation(folder, raw, config, tokenizer)
     state: dict[str, Tensor] = {}
     for path in files:
-        state.update(read_safetensors(path))
+        state.update(read_safetensors(path, dtype))
     config, state = take_over(config, state)
-    return LoadedModel(config, state, tokenizer, generation, str(folder))
+    return LoadedModel(config, state, tokenizer, generation, str(folder), checked=True)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 100_000_000
 WEIGHT_TYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per value
+TORCH_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BUFFER_TYPES = {"I64": 8, "I32": 4, "U8": 1, "BOOL": 1}  # of positions and masks that older files store: never used
 MAX_DIMENSION = 1 << 24  # rows or columns of one matrix
 COPY_AGAIN = "copy or download the file again"
@@ -45,6 +47,7 @@ class LoadedModel:
         generation: the entries of ``generation_config.json``; ``eos_token_id`` is always a list (maybe empty), and
             ``add_bos_token`` says whether the model expects its BOS token before every plain prompt.
         source: where it was read from, for people.
+        checked: whether names, shapes and values were compared with the configuration already.
     """
 
     config: TransformerConfig
@@ -52,6 +55,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     generation: dict[str, Any]
     source: str
+    checked: bool = False
 
 
 def refuse(path: Path, what: str, *, fix: str = COPY_AGAIN) -> NoReturn:
@@ -145,15 +149,39 @@ def tensor_span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     return start, stop
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, memory-mapped: the pages are read when they are first used.
+
+    Args:
+        dtype: the precision to bring weights to. Those stored in another one are read and converted one by one, so that
+            the file is never held in memory beside its converted form.
 
     Raises:
         ModelError: as :func:`read_header`.
     """
-    names = read_header(path)
+    header = read_header(path)
+    other = {
+        name for name, entry in header.items() if dtype is not None and TORCH_TYPES.get(entry["dtype"], dtype) != dtype
+    }
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in names}
+        tensors = {name: file.get_tensor(name) for name in header.keys() - other}
+    if other:
+        with path.open("rb") as stream:
+            start = 8 + int.from_bytes(stream.read(8), "little")
+            for name in sorted(other, key=lambda name: int(header[name]["data_offsets"][0])):
+                tensors[name] = read_tensor(stream, start, header[name]).to(dtype)
+    return tensors
+
+
+def read_tensor(stream: BinaryIO, start: int, entry: Mapping[str, Any]) -> Tensor:
+    """One tensor of an open file whose data begin at ``start``, in the precision it is stored in."""
+    first, last = entry["data_offsets"]
+    stream.seek(start + first)
+    data = bytearray(last - first)
+    stream.readinto(data)  # type: ignore[attr-defined]
+    stored = TORCH_TYPES[entry["dtype"]]
+    flat = torch.frombuffer(data, dtype=stored) if data else torch.empty(0, dtype=stored)
+    return flat.reshape(entry["shape"])
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -93,7 +93,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, manifest: dict[str, Any] | None = None) -> Iterator[Path]:
+def atomic_folder(target: str | Path, manifest: dict[str, Any] | None = None) -> Iterator[Path]:
     """Write a folder completely or not at all.
 
     Yields a temporary folder beside ``target``. When the block ends, its files are hashed into ``hanmo.json`` together
@@ -106,6 +106,7 @@ def atomic_folder(target: Path, manifest: dict[str, Any] | None = None) -> Itera
         ResourceError: the disk is full or cannot be written; what stood at ``target`` is intact.
         UsageError: ``target`` is a file.
     """
+    target = Path(target)
     target = target.resolve() if target.is_symlink() else target  # a link to a larger disk stays a link
     if target.exists() and not target.is_dir():
         raise UsageError(

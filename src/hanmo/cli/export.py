@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ DEFAULT_TYPE = "Q8_0"
 OTHER_KINDS = ("rnn", "lstm", "gru", "ngram", "vectors", "linear", "crf")  # our own kinds that are no transformers
 
 
+ARPA_NAME = re.compile(r"\.arpa(\.gz)?$", re.IGNORECASE)
+
+
 @dataclass
 class ExportSettings(CommonSettings):
     """Settings of ``hanmo export``."""
@@ -30,8 +34,10 @@ class ExportSettings(CommonSettings):
         zh="运行目录、模型文件夹、GGUF 文件或目录中的名称",
     )
     target: str = argument(
-        "where to: a name that ends in .gguf gives a GGUF file, any other a folder for transformers",
-        zh="写到哪里：以 .gguf 结尾则写 GGUF 文件，否则写 transformers 可读的文件夹",
+        "where to: a name that ends in .gguf gives a GGUF file, one in .arpa (or .arpa.gz) the ARPA file of an n-gram "
+        "model, any other a folder for transformers",
+        zh="写到哪里：以 .gguf 结尾写 GGUF 文件，以 .arpa 或 .arpa.gz 结尾写 n 元模型的 ARPA 文件，否则写 transformers "
+        "可读的文件夹",
     )
     type: str | None = option(
         None,
@@ -40,6 +46,9 @@ class ExportSettings(CommonSettings):
         zh="GGUF 的存储方式：F16（半精度）、Q8_0（8 位，几乎无损）、Q4_K（约 5 位，略有损失）、Q4_0（约 4.5 位，"
         "供旧程序使用）；默认 Q8_0",
         choices=TYPES,
+    )
+    max_shard_gb: float = option(
+        5.0, "a folder's weights beyond so many GB are stored in several files", zh="文件夹中单个权重文件的上限（GB）"
     )
 
 
@@ -63,8 +72,8 @@ def read_source(settings: ExportSettings) -> tuple[Path, LoadedModel]:
             f"a model of the kind '{kind}' has no format but its own",
             where=str(path),
             why="GGUF and transformers describe transformers",
-            fix="copy its folder; Hanmo reads it anywhere",
-            zh=f"'{kind}' 类模型没有其他格式可导出。直接复制其文件夹即可",
+            fix="copy its folder; Hanmo reads it anywhere (an n-gram model has ARPA: give a target that ends in .arpa)",
+            zh=f"'{kind}' 类模型没有其他格式可导出。直接复制其文件夹即可（n 元模型可导出为 .arpa）",
         )
     return path, load_folder(path)
 
@@ -103,12 +112,43 @@ def run(settings: ExportSettings) -> Outcome:
             fix=f"hanmo export {settings.model} {target}.gguf --type {settings.type}",
             zh=f"--type 只用于 GGUF 文件。请写：hanmo export {settings.model} {target}.gguf --type {settings.type}",
         )
+    if settings.max_shard_gb <= 0:
+        raise UsageError("--max-shard-gb must be above 0", where="hanmo export", zh="--max-shard-gb 必须大于 0")
+    if ARPA_NAME.search(target.name):
+        return export_arpa(settings, target)
     source, loaded = read_source(settings)
     refuse_target(source, target)
     manifest = read_manifest(source) if source.is_dir() else {}
     return (
-        export_gguf(settings, source, target, loaded, manifest) if as_gguf else export_folder(target, loaded, manifest)
+        export_gguf(settings, source, target, loaded, manifest)
+        if as_gguf
+        else export_folder(settings, target, loaded, manifest)
     )
+
+
+def export_arpa(settings: ExportSettings, target: Path) -> Outcome:
+    """Write the ARPA file of an n-gram model.
+
+    Raises:
+        UsageError: the model is of another kind.
+    """
+    from hanmo.inference.loading import find
+    from hanmo.models.checkpoints.ngram import load_ngram
+    from hanmo.progress import human_bytes
+
+    source = find(settings.model, offline=settings.offline)
+    if not source.is_dir() or read_json(source / "config.json").get("model_type") != "ngram":
+        raise UsageError(
+            "ARPA files are for n-gram models, and this is none",
+            where=settings.model,
+            fix=f"hanmo export {settings.model} NAME.gguf, or a folder",
+            zh="ARPA 文件只用于 n 元模型",
+        )
+    refuse_target(source, target)
+    model, tokenizer = load_ngram(source)
+    model.to_arpa(target, tokenizer)
+    size, ngrams = target.stat().st_size, sum(model.describe()["ngrams"])
+    return Outcome({"path": str(target), "bytes": size, "ngrams": ngrams}, f"{target}  {human_bytes(size)}")
 
 
 def export_gguf(
@@ -145,7 +185,7 @@ def export_gguf(
     )
 
 
-def export_folder(target: Path, loaded: LoadedModel, manifest: dict[str, Any]) -> Outcome:
+def export_folder(settings: ExportSettings, target: Path, loaded: LoadedModel, manifest: dict[str, Any]) -> Outcome:
     """Write a folder in the layout of Hugging Face."""
     from hanmo.models.checkpoints.save import save_folder
     from hanmo.models.transformer import build
@@ -153,7 +193,14 @@ def export_folder(target: Path, loaded: LoadedModel, manifest: dict[str, Any]) -
 
     model = build(loaded.config, loaded.state)
     provenance = {key: value for key, value in manifest.items() if key != "files"}
-    save_folder(target, model, loaded.tokenizer, provenance=provenance, generation=loaded.generation)
+    save_folder(
+        target,
+        model,
+        loaded.tokenizer,
+        provenance=provenance,
+        generation=loaded.generation,
+        max_shard_bytes=int(settings.max_shard_gb * 1e9),
+    )
     weights = sum(parameter.numel() for parameter in model.parameters())
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     bits = 8 * sum(p.numel() * p.element_size() for p in model.parameters()) / weights

@@ -4,15 +4,14 @@ Every method works in batches of rows of similar length, padded and masked, so t
 of a call beyond rounding. Long inputs are cut (``embed`` and ``classify``, which say so) or read in overlapping windows
 (all others), so that memory is bounded by a batch and not by what is given.
 
-Letters in names: B rows, T tokens, D hidden size, L labels, M masked places, V vocabulary, W words.
+Letters in names: B rows, T tokens, D hidden size, L labels, W words.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hanmo.errors import DataError, ModelError, UsageError
+from hanmo.inference.masking import Candidate, fill_masks, mask_each
 from hanmo.inference.pooling import Pooling, read_pooling
 from hanmo.inference.reading import (
     BATCH_ROWS,
@@ -48,7 +48,6 @@ BLOCK = 4096  # texts that are encoded and sorted by length together
 UNBOUNDED = 4096  # tokens of one row where a network has no limit of its own
 OVERLAP = 128  # tokens that two windows of a long input share, at most half of one
 LONGEST_ANSWER = 30  # tokens
-MASKS = ("[MASK]", "<mask>")  # understood as the model's own mask
 
 # What each kind of network answers: the methods, and the class of transformers whose folders do that.
 ABILITIES = {
@@ -62,14 +61,6 @@ ABILITIES = {
     "span-extraction": (("answer",), "ForQuestionAnswering", "finds answers in a context", "从上下文中找答案"),
     "masked-lm": (("fill", "pseudo_logprobs"), "ForMaskedLM", "fills in hidden words", "填空"),
 }
-
-
-class Candidate(NamedTuple):
-    """A token for a masked place."""
-
-    text: str
-    probability: float
-    id: int
 
 
 class TextEncoder:
@@ -361,7 +352,6 @@ class TextEncoder:
 
     # Hidden words ----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def fill(self, text: str, n: int = 5) -> list[list[Candidate]]:
         """The likeliest tokens for each mask in a text, for every mask by itself.
 
@@ -373,43 +363,9 @@ class TextEncoder:
             UsageError: the network does not fill in words, or the text has no mask.
             DataError: a lone surrogate.
         """
-        mask_id, mask = self._mask("fill")
-        (text,) = check_words([text])
-        if type(n) is not int or n < 1:
-            raise UsageError(f"n must be at least 1, not {n!r}", zh=f"n 应至少为 1，而不是 {n!r}")
-        # Not all notations at once: what is another model's mask may be text beside the own one.
-        if mask not in text:
-            text = re.sub("|".join(map(re.escape, MASKS)), lambda _: mask, text)
-        ids = self.tokenizer.encode_masked(text)
-        places = [place for place, id in enumerate(ids) if id == mask_id]
-        if not places:
-            raise UsageError(
-                f"there is no {mask} in the text",
-                where=self.name,
-                fix=f"put {mask} where a word is to be filled in",
-                zh=f"文本中没有 {mask}，请在要填空的位置写上 {mask}",
-            )
-        assert isinstance(self.model, Transformer)
-        control = torch.tensor(
-            [id for id in self.tokenizer.special_tokens.values() if id < self.model.config.vocab_size]
-        )
-        V = min(self.tokenizer.vocab_size, self.model.config.vocab_size)
-        found = []
-        for start in range(0, len(places), BATCH_ROWS):
-            hidden_MD = self._at(ids, places[start : start + BATCH_ROWS])
-            probabilities_MV = self.model.logits(hidden_MD).softmax(-1).cpu()
-            probabilities_MV[:, control] = -1.0
-            for best, tokens in zip(*(part.tolist() for part in probabilities_MV[:, :V].topk(min(n, V))), strict=True):
-                found.append(
-                    [
-                        Candidate(self._spell(id), value, id)
-                        for value, id in zip(best, tokens, strict=True)
-                        if value >= 0
-                    ]
-                )
-        return found
+        self._require("masked-lm", "fill")
+        return fill_masks(self, text, n)
 
-    @torch.inference_mode()
     def pseudo_logprobs(self, text: str) -> Floats:
         """Log-probability of each token given all others, in nats, ``[T]``: each is masked in turn.
 
@@ -419,55 +375,8 @@ class TextEncoder:
             UsageError: the network does not fill in words, or something that is no text.
             DataError: a lone surrogate.
         """
-        mask_id, _ = self._mask("pseudo_logprobs")
-        (text,) = check_words([text])
-        ids = self.tokenizer.encode(text)
-        result = np.zeros(len(ids), dtype=np.float32)
-        assert isinstance(self.model, Transformer)
-        for start in range(0, len(ids), BATCH_ROWS):
-            places = range(start, min(start + BATCH_ROWS, len(ids)))
-            targets_M = torch.tensor([ids[place] for place in places], device=self.device)
-            logits_MV = self.model.logits(self._at(ids, places, mask_id))
-            result[start : places.stop] = -F.cross_entropy(logits_MV, targets_M, reduction="none").cpu().numpy()
-        return result
-
-    def _at(self, ids: list[int], places: Sequence[int], mask_id: int | None = None) -> Tensor:
-        """Hidden states at some places of a text, ``[M, D]``; the place itself becomes ``mask_id`` if that is given.
-
-        A text longer than a row is read in the window round each place.
-        """
-        room = self.max_length - self.wrapping.overhead()
-        rows, inner = [], []
-        for place in places:
-            start = max(0, min(place - room // 2, len(ids) - room))
-            window = ids[start : start + room]
-            if mask_id is not None:
-                window[place - start] = mask_id
-            rows.append(self.wrapping.wrap(window))
-            inner.append(place - start + rows[-1].starts[0])
-
-        def read(hidden_BTD: Tensor, _: Tensor | None, indices: list[int]) -> list[Tensor]:
-            return [hidden_TD[inner[index]].clone() for hidden_TD, index in zip(hidden_BTD, indices, strict=True)]
-
-        return torch.stack(self.reader.run(rows, read)).to(self.device)
-
-    def _mask(self, method: str) -> tuple[int, str]:
-        """The mask's id and text."""
-        self._require("masked-lm", method)
-        names = {id: token for token, id in self.tokenizer.special_tokens.items()}
-        mask_id = self.tokenizer.mask_id
-        if mask_id is None:
-            raise ModelError(
-                "the tokenizer has no mask token",
-                where=self.name,
-                fix="name it as mask_token in tokenizer_config.json",
-                zh="分词器没有掩码符号，请在 tokenizer_config.json 中以 mask_token 指明",
-            )
-        return mask_id, names[mask_id]
-
-    def _spell(self, id: int) -> str:
-        """The text of one token."""
-        return self.tokenizer.decode([id]).strip()
+        self._require("masked-lm", "pseudo_logprobs")
+        return mask_each(self, text)
 
     # The network -----------------------------------------------------------------------------------------------------
 

@@ -187,7 +187,7 @@ class CRFTagger:
             "training": dict(self.training),
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the model folder, whole or not at all.
 
         Raises:
@@ -201,12 +201,13 @@ class CRFTagger:
             fsync_path(temporary / WEIGHTS)
 
     @classmethod
-    def load(cls, folder: Path) -> CRFTagger:
+    def load(cls, folder: str | Path) -> CRFTagger:
         """Read a model folder; the predictions are those of the model that was saved, bit for bit.
 
         Raises:
             ModelError: a file is missing, truncated, altered, or not what :meth:`save` writes.
         """
+        folder = Path(folder)
         verify(folder)
         config = read_json(folder / CONFIG)
         attributes = read_json(folder / ATTRIBUTES)

@@ -274,7 +274,7 @@ class LinearClassifier:
             "report": dict(self.report),
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the model folder, whole or not at all.
 
         Raises:
@@ -293,12 +293,13 @@ class LinearClassifier:
             fsync_path(temporary / WEIGHTS)
 
     @classmethod
-    def load(cls, folder: Path) -> LinearClassifier:
+    def load(cls, folder: str | Path) -> LinearClassifier:
         """Read a model folder, without scikit-learn; the probabilities are those of the saved model, bit for bit.
 
         Raises:
             ModelError: a file is missing, truncated, altered, or not what :meth:`save` writes.
         """
+        folder = Path(folder)
         verify(folder)
         config, names = read_json(folder / CONFIG), read_json(folder / VOCABULARY)
         if not isinstance(config, dict) or config.get("model_type") != "linear":

@@ -59,10 +59,15 @@ class FakeModel:
     def __init__(self, *, chat: bool = True, context_length: int = 400, delay: float = 0.0) -> None:
         self.tokenizer = ByteTokenizer(chat)
         self.prompt_prefix: list[int] = []
+        self.prompt_suffix: list[int] = []
+        self.reads_source = False
         self.context_length = context_length
         self.delay = delay
         self.fail_after: int | None = None
         self.steps = 0
+
+    def room(self, prompt_tokens: int) -> int:
+        return self.context_length - prompt_tokens
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
         return self.tokenizer.encode("\n".join(f"{message['role']}: {message['content']}" for message in messages))

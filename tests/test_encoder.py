@@ -223,6 +223,13 @@ def test_names_stand_in_for_a_post_processor(tmp_path: Path) -> None:
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).mask_token == "<mask>"
 
 
+def test_a_damaged_table_of_characters_is_no_panic() -> None:
+    definition = json.loads(unigram("t5").to_str())
+    definition["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "/////w=="}
+    with pytest.raises(ModelError, match="this is not a tokenizer"):
+        Tokenizer.from_json(json.dumps(definition))
+
+
 def test_unknown_post_processors_are_refused() -> None:
     with pytest.raises(ModelError, match="'Novelty' is not known"):
         read_processor({"type": "Novelty"})
@@ -964,7 +971,7 @@ def test_damaged_marian_files_load_or_are_refused(tmp_path: Path, data: st.DataO
     ("choices", "vocabulary", "what"),
     [
         ({"kind": 2}, None, "of another kind than Unigram"),
-        ({"charsmap": b"\xff\xff\xff\xff"}, None, "cannot be read"),
+        ({"charsmap": b"\xff\xff\xff\xff"}, None, "the table of its normaliser is cut off"),
         ({}, {"</s>": 0, "<unk>": 2}, "are not 0, 1, 2"),
         ({}, {"</s>": 0}, "the piece '<unk>' is missing"),
         ({}, {"</s>": 0, "<unk>": 1, "nothing": 2}, "none of its pieces is in vocab.json"),

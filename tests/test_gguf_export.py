@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanmo import catalog
+from hanmo import folder as folders
 from hanmo.cli import export
 from hanmo.cli.main import main
 from hanmo.errors import ModelError, ResourceError, UsageError
@@ -537,7 +538,7 @@ def test_places_and_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "folder.gguf").mkdir()
     with pytest.raises(UsageError, match="folder"):
         write(tmp_path / "folder.gguf", model)
-    monkeypatch.setattr(gguf_writer, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(folders, "free_bytes", lambda _: 1000)
     with pytest.raises(ResourceError, match=r"the disk has 1\.0 KB free"):
         write(tmp_path / "m.gguf", model)
     assert [item.name for item in tmp_path.iterdir()] == ["folder.gguf"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import ModelError, ResourceError, UsageError
+from hanmo.progress import human_bytes
 
 MANIFEST = "hanmo.json"
 CHUNK = 1 << 20
@@ -137,6 +138,51 @@ def atomic_folder(target: str | Path, manifest: dict[str, Any] | None = None) ->
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, size: int = 0) -> Iterator[Path]:
+    """Write a file completely or not at all: yields a temporary path, which takes the place of ``path`` at the end.
+
+    Args:
+        size: bytes that will be needed, where that is known.
+
+    Raises:
+        ResourceError: there is no room for ``size`` bytes, or the place cannot be written; an older file is intact.
+    """
+    make_folder(path.parent)
+    if size > free_bytes(path.parent):
+        raise ResourceError(
+            f"the file needs {human_bytes(size)}, the disk has {human_bytes(free_bytes(path.parent))} free",
+            where=str(path),
+            fix="free some space, or choose another place",
+            zh=f"需要 {human_bytes(size)} 磁盘空间，剩余不足。请腾出空间或换一个位置",
+        )
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        fsync_path(temporary)
+        temporary.replace(path)
+        fsync_path(path.parent)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise ResourceError(
+            f"could not write the file: {error.strerror}",
+            where=str(path),
+            why="what stood there before is intact",
+            fix="free some space, or choose another place",
+            zh=f"无法写入文件（{error.strerror}），原有内容完好。请腾出空间或换一个位置",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def os_error_of(error: Exception, path: Path) -> OSError:
+    """The system's error that safetensors' writer hides in a text."""
+    number = re.search(r"os error (\d+)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code), str(path))
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:

@@ -49,6 +49,10 @@ class Batch:
         columns = longest + room
         self.model, self.memory = model, memory
         self.prompt_columns = longest
+        scaling = model.config.rope_scaling or {}
+        self.switch: int | None = None  # positions after which LongRoPE takes its other factors
+        if "long_factor" in scaling:
+            self.switch = scaling["original_max_position_embeddings"]
         self.cache = KVCache(model.config, len(prompts), columns, weight.dtype, weight.device)
         self.history_BS = pad_left(prompts, room, model.config.vocab_size, weight.device)
         self._place([longest - len(ids) for ids in prompts])
@@ -68,6 +72,9 @@ class Batch:
 
     def prefill(self) -> Tensor:
         """Read the prompts and return the logits of each row's first new token, float32 ``[B, V]``."""
+        if self.switch:
+            counts = [[self.prompt_columns - padding] for padding in self.padding]
+            self.cache.reach_B1 = torch.tensor(counts, device=self.history_BS.device)
         piece = max(1, PREFILL_TOKENS // len(self.padding))
         for start in range(0, self.prompt_columns, piece):
             logits_BV = self._forward(start, min(start + piece, self.prompt_columns))
@@ -77,6 +84,9 @@ class Batch:
         """Append one token to every row and return the logits of the next, float32 ``[B, V]``."""
         column = self.cache.length
         self.history_BS[:, column] = torch.tensor(ids, device=self.history_BS.device)
+        if self.switch and self.switch + 1 in (column + 1 - padding for padding in self.padding):
+            self.cache.length, self.prompt_columns = 0, column + 1  # what was rotated by the other factors is read again
+            return self.prefill()
         return self._forward(column, column + 1)
 
     def select(self, rows: Sequence[int]) -> None:

@@ -223,6 +223,7 @@ class TextEncoder:
 
     # Words -----------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def tag(self, sentence: str | Sequence[str]) -> list[tuple[str, str]]:
         """The label of each word: the best path where the head has a CRF, else each word's likeliest.
 

@@ -126,7 +126,8 @@ class LanguageModel:
         eos_ids: tokens that end a text; the tokenizer's own and the usual ends of a chat turn are added.
         prompt_prefix: tokens put before every *text* prompt (a beginning-of-sequence token, a document separator).
         prompt_suffix: tokens put after every *text* prompt (the end of an encoder-decoder's source).
-        start_id: the token with which the answer of an encoder-decoder begins.
+        start_ids: the tokens with which the answer of an encoder-decoder begins.
+        forbidden_ids: tokens that are never written.
 
     Prompts given as ids are never changed. An empty prompt starts from the prefix, else from BOS or EOS.
 
@@ -143,15 +144,18 @@ class LanguageModel:
         eos_ids: Sequence[int] = (),
         prompt_prefix: Sequence[int] = (),
         prompt_suffix: Sequence[int] = (),
-        start_id: int | None = None,
+        start_ids: Sequence[int] = (),
+        forbidden_ids: Sequence[int] = (),
     ) -> None:
         self.model = model
-        self.network = adapt(model, start_id=start_id)
+        self.network = adapt(model, start_ids=start_ids)
         self.tokenizer = tokenizer
         self.name = name
         self.prompt_prefix, self.prompt_suffix = list(prompt_prefix), list(prompt_suffix)
         ends = [*eos_ids, tokenizer.eos_id, *(tokenizer.special_tokens.get(token) for token in END_OF_TURN)]
         self.eos_ids = frozenset(id for id in ends if id is not None)
+        size = min(self.network.vocab_size, tokenizer.vocab_size)
+        self.forbidden_ids = [id for id in forbidden_ids if 0 <= id < size]
 
     @property
     def context_length(self) -> int:
@@ -168,6 +172,15 @@ class LanguageModel:
         """The token a text begins after: the prompt prefix, else BOS, else EOS (a document separator)."""
         candidates = [*self.prompt_prefix[-1:], self.tokenizer.bos_id, self.tokenizer.eos_id]
         return next((id for id in candidates if id is not None), None)
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether the prompt is a source apart from the answer: an encoder-decoder."""
+        return isinstance(self.network, SourceNetwork)
+
+    def room(self, prompt_tokens: int) -> int:
+        """Tokens that may follow a prompt of that length; below one if it is too long."""
+        return self.network.room(prompt_tokens)
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -312,6 +325,8 @@ class LanguageModel:
                     why="its weights are damaged, or too large for the precision they are stored in",
                     zh="网络算出了 NaN 或无穷大：权重已损坏，或超出其存储精度的范围",
                 )
+            if self.forbidden_ids:
+                logits_BV[:, self.forbidden_ids] = -math.inf
             logits_BV = process(logits_BV, batch.tokens_BS, sampling)
             stuck = [False] * len(rows)
             if sampling.no_repeat_ngram_size:  # may forbid every token of a small vocabulary

@@ -118,7 +118,9 @@ def load_transformer(loaded: LoadedModel, path: Path, device: torch.device, name
         from hanmo.text.wrapping import source_wrapping
 
         prefix, suffix, start_id = source_wrapping(loaded.tokenizer, loaded.generation)
-        return assemble(loaded, device, name=name, prefix=prefix, suffix=suffix, start_id=start_id)
+        forced = loaded.generation.get("forced_bos_token_id")  # BART's summaries begin with a second one
+        start_ids = [start_id] if forced is None else [start_id, forced]
+        return assemble(loaded, device, name=name, prefix=prefix, suffix=suffix, start_ids=start_ids)
     from hanmo.inference.encoder import TextEncoder
 
     return TextEncoder.from_loaded(loaded, build_on(loaded, device), path, name=name)
@@ -291,9 +293,9 @@ def assemble(
     name: str,
     prefix: list[int],
     suffix: Sequence[int] = (),
-    start_id: int | None = None,
+    start_ids: Sequence[int] = (),
 ) -> LanguageModel:
-    """Build a network that writes; ``suffix`` and ``start_id`` as in :class:`LanguageModel`."""
+    """Build a network that writes; ``suffix`` and ``start_ids`` as in :class:`LanguageModel`."""
     return LanguageModel(
         build_on(loaded, device),
         loaded.tokenizer,
@@ -301,7 +303,8 @@ def assemble(
         eos_ids=loaded.generation.get("eos_token_id") or [],
         prompt_prefix=prefix,
         prompt_suffix=suffix,
-        start_id=start_id,
+        start_ids=start_ids,
+        forbidden_ids=loaded.generation.get("bad_words_ids") or [],
     )
 
 

@@ -78,11 +78,11 @@ class Network(Protocol):
         ...
 
 
-def adapt(model: Any, *, start_id: int | None = None) -> Network:
+def adapt(model: Any, *, start_ids: Sequence[int] = ()) -> Network:
     """The engine's view of a model; one that has that form already is returned as it is.
 
     Args:
-        start_id: the token with which the decoder of an encoder-decoder begins.
+        start_ids: the tokens with which the decoder of an encoder-decoder begins; default 0.
 
     Raises:
         ModelError: a network that reads both ways and so cannot write.
@@ -95,7 +95,7 @@ def adapt(model: Any, *, start_id: int | None = None) -> Network:
                 fix="hanmo.load gives it as a TextEncoder: embed, classify, tag or fill",
                 zh="该网络只用于理解文本，不能生成。请用 hanmo.load 得到的 TextEncoder 做嵌入、分类、标注或填空",
             )
-        return SourceNetwork(model, start_id or 0) if model.encoder is not None else DecoderNetwork(model)
+        return SourceNetwork(model, start_ids or [0]) if model.encoder is not None else DecoderNetwork(model)
     if isinstance(model, RecurrentModel):
         return RecurrentNetwork(model)
     if isinstance(model, NGramModel):
@@ -145,17 +145,17 @@ def token_scores(model: Transformer, hidden_MD: Tensor, targets_M: Tensor) -> Te
 
 
 class SourceNetwork(DecoderNetwork):
-    """An encoder-decoder: the prompt is the source, and the answer is written from ``start_id`` on."""
+    """An encoder-decoder: the prompt is the source, and the answer is written from ``start_ids`` on."""
 
-    def __init__(self, model: Transformer, start_id: int) -> None:
+    def __init__(self, model: Transformer, start_ids: Sequence[int]) -> None:
         super().__init__(model)
         assert model.config.encoder is not None
-        self.start_id, self.source_length = start_id, model.config.encoder.max_position_embeddings
+        self.start_ids, self.source_length = list(start_ids), model.config.encoder.max_position_embeddings
 
     def room(self, prompt: int) -> int:
         if prompt > self.source_length:
             return 0
-        return self.context_length - 1
+        return self.context_length - len(self.start_ids)
 
     def row_bytes(self, columns: int) -> int:
         return kv_cache_bytes(self.model.config, columns, self.model.output_weight.element_size(), columns)
@@ -166,7 +166,7 @@ class SourceNetwork(DecoderNetwork):
         lengths_B1 = torch.tensor([[len(ids)] for ids in prompts], device=self.device)
         mask_BS = torch.arange(longest, device=self.device) < lengths_B1
         memory = self.model.encode(source_BS, mask_BS=None if mask_BS.all() else mask_BS)
-        return Batch(self.model, [[self.start_id]] * len(prompts), room, memory=memory)
+        return Batch(self.model, [self.start_ids] * len(prompts), room, memory=memory)
 
     def score(self, ids_BT: Tensor) -> Tensor:  # noqa: ARG002 - the protocol's
         raise UsageError(
@@ -180,8 +180,9 @@ class SourceNetwork(DecoderNetwork):
         """Log-probability of each token of an answer to a source, in nats, float32 ``[T]``."""
         memory = self.model.encode(torch.tensor([list(source)], device=self.device))
         answer_T = torch.tensor(list(answer), device=self.device)
-        before_1T = torch.cat((answer_T.new_tensor([self.start_id]), answer_T[:-1])).unsqueeze(0)
-        return token_scores(self.model, self.model.hidden(before_1T, memory=memory)[0], answer_T)
+        before_1T = torch.cat((answer_T.new_tensor(self.start_ids), answer_T[:-1])).unsqueeze(0)
+        hidden_TD = self.model.hidden(before_1T, memory=memory)[0, len(self.start_ids) - 1 :]
+        return token_scores(self.model, hidden_TD, answer_T)
 
 
 class RecurrentNetwork:

@@ -30,7 +30,8 @@ from typing import IO, NoReturn, cast
 import numpy as np
 
 from hanmo.errors import ModelError, ResourceError
-from hanmo.models.ngram import Floats, NGramModel, Table, atomic_file
+from hanmo.folder import atomic_file
+from hanmo.models.ngram import Floats, NGramModel, Table
 from hanmo.models.ngram_counts import Ints, find_rows
 
 LN10 = math.log(10)
@@ -106,7 +107,7 @@ def write_arpa(model: NGramModel, path: str | Path, words: Sequence[str]) -> Non
         extra.append(f"{LOG10_ABSENT:g}\t<unk>\t0\n")
     sizes = [table.keys.size for table in model.tables]
     sizes = [sizes[0] + len(extra), *sizes[1:], *([] if model.order > 1 else [0])]
-    with atomic_file(path, "the ARPA file") as temporary, temporary.open("wb") as raw:
+    with atomic_file(path) as temporary, temporary.open("wb") as raw:
         packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.suffix == ".gz" else None
         stream: IO[bytes] = cast(IO[bytes], packed) if packed else raw
         counts = "".join(f"ngram {n}={size}\n" for n, size in enumerate(sizes, start=1))

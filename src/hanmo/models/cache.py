@@ -37,6 +37,7 @@ class KVCache:
         shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.reach_B1: Tensor | None = None  # positions that rows will come to at least, where LongRoPE must know
         self.source: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values of an encoder's states
         self.max_length = max_length
         self.length = 0
@@ -59,6 +60,7 @@ class KVCache:
         shape = (self.keys.size(0), len(rows), *self.keys.shape[2:])
         self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
         self.keys[..., : self.length, :], self.values[..., : self.length, :] = keys, values
+        self.reach_B1 = None if self.reach_B1 is None else self.reach_B1[rows]
         self.source = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.source.items()}
 
 

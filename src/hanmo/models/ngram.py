@@ -22,10 +22,8 @@ Names: a *row* is the index of an n-gram in the table of its order; row -1 means
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +34,8 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hanmo.errors import DataError, ModelError, ResourceError
-from hanmo.folder import fsync_path
+from hanmo.errors import DataError, ModelError
+from hanmo.folder import atomic_file, os_error_of
 from hanmo.models.ngram_counts import (
     CHUNK_TOKENS,
     Chunk,
@@ -267,8 +265,11 @@ class NGramModel:
             for n, table in enumerate(self.tables, start=1)
             for name in ("keys", "logprobs", "backoffs")
         }
-        with atomic_file(path, "the n-gram model") as temporary:
-            save_file(tensors, temporary, {"format": FORMAT, "config": json.dumps(config)})
+        with atomic_file(path) as temporary:
+            try:
+                save_file(tensors, temporary, {"format": FORMAT, "config": json.dumps(config)})
+            except SafetensorError as error:
+                raise os_error_of(error, path) from error
 
     @classmethod
     def load(cls, path: str | Path) -> NGramModel:
@@ -319,32 +320,6 @@ class NGramModel:
             "ngrams": [int(table.keys.size) for table in self.tables],
             "discounts": [list(discounts) for discounts in self.discounts],
         }
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path, what: str) -> Iterator[Path]:
-    """Write a file completely or not at all: yields a temporary path, which takes the place of ``path`` at the end.
-
-    Raises:
-        ResourceError: the disk is full or cannot be written; an older file at ``path`` is intact.
-    """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        fsync_path(temporary)
-        temporary.replace(path)
-        fsync_path(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise ResourceError(
-            f"could not write {what}: {error}",
-            where=str(path),
-            why="what stood there before is intact",
-            fix="free some space or choose another place",
-            zh=f"无法写入 n-gram 模型（{error}），原有内容完好。请腾出空间或换一个位置",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_tables(model: NGramModel, path: Path) -> None:

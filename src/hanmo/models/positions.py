@@ -79,10 +79,15 @@ class Rotary(nn.Module):
         if self.original is not None:
             self.register_buffer("long_frequencies", rotary_frequencies(config, long=True), persistent=False)
 
-    def forward(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, positions_BT: Tensor, dtype: torch.dtype, reach_B1: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, ``[B or 1, T, N]``; with ``reach_B1`` LongRoPE chooses by more positions than these."""
         frequencies = self.frequencies
-        if self.original is not None and int(positions_BT.max()) >= self.original:
-            frequencies = self.long_frequencies
+        if self.original is not None:  # each row by itself, and without waiting for the device
+            count_B1 = positions_BT.amax(1, keepdim=True) + 1
+            count_B1 = count_B1 if reach_B1 is None else torch.maximum(count_B1, reach_B1)
+            frequencies = torch.where((count_B1 > self.original).unsqueeze(-1), self.long_frequencies, frequencies)
         angles_BTN = (positions_BT.unsqueeze(-1).float() * frequencies).repeat(1, 1, 2)
         cos, sin = angles_BTN.cos(), angles_BTN.sin()
         if self.magnitude != 1:

@@ -186,8 +186,9 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight + self.offset if self.offset else self.weight
-        return F.rms_norm(x, (x.size(-1),), weight, self.eps)
+        if self.offset:  # in float32: near one, bfloat16 would lose most of a weight stored around zero
+            return F.rms_norm(x.float(), (x.size(-1),), self.weight.float() + self.offset, self.eps).type_as(x)
+        return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
 
 
 class Embedding(nn.Embedding):
@@ -412,10 +413,11 @@ class Stack(nn.Module):
             positions_BT = torch.arange(start, start + T, device=ids_BT.device).unsqueeze(0)
         x_BTD = self.embed(ids_BT, embedding_VD, positions_BT, types_BT)
         masks, rotaries = {}, {}
+        reach_B1 = None if cache is None else cache.reach_B1
         for local in self.kinds:
             masks[local] = self.mask(T, start, mask_BS, local, x_BTD)
             rotaries[local] = (
-                self.rotary[str(local)](positions_BT, x_BTD.dtype) if config.positions == "rotary" else None
+                self.rotary[str(local)](positions_BT, x_BTD.dtype, reach_B1) if config.positions == "rotary" else None
             )
         for layer, block in enumerate(self.layers):
             local = config.slides(layer)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import DataError, ResourceError, UsageError
-from hanmo.folder import CANNOT_WRITE, fsync_path
+from hanmo.folder import atomic_file
 
 Floats = NDArray[np.float32]
 
@@ -250,27 +250,9 @@ def write_word2vec(path: str | Path, words: list[str], vectors: Floats, *, binar
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content takes the place of ``path`` when the block ends, and leaves no trace when it fails."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            if path.suffix == ".gz":
-                with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as stream:
-                    yield cast("BinaryIO", stream)
-            else:
-                yield file
-        fsync_path(temporary)
-        temporary.replace(path)
-        fsync_path(path.parent)
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        raise ResourceError(
-            f"could not write the vectors: {error.strerror}",
-            where=str(path),
-            why="what stood there before is intact",
-            fix="free some space or choose another place",
-            zh=f"无法写入词向量（{error.strerror}），原有内容完好。请腾出空间或换一个位置",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as stream:
+                yield cast("BinaryIO", stream)
+        else:
+            yield file

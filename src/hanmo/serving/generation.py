@@ -170,7 +170,7 @@ def prompt_ids(model: LanguageModel, prompt: str | list[int]) -> tuple[list[int]
     """
     if isinstance(prompt, str):
         prefix = list(model.prompt_prefix)
-        ids = prefix + model.tokenizer.encode(prompt)
+        ids = prefix + model.tokenizer.encode(prompt) + list(model.prompt_suffix)
     else:
         check_ids(prompt, model.tokenizer.vocab_size)
         prefix, ids = [], prompt
@@ -187,7 +187,7 @@ def room(model: LanguageModel, ids: list[int], least: int, param: str) -> int:
     Raises:
         ApiError: fewer than ``least``.
     """
-    left = model.context_length - len(ids)
+    left = model.room(len(ids))
     if left < least:
         raise ApiError(
             f"the context of this model holds {model.context_length} tokens; the prompt has {len(ids)}"
@@ -216,7 +216,11 @@ def score(model: LanguageModel, prompt: Prompt, generated: list[int], echo: bool
     has no context and therefore ``None``. A token that is a part of a character is written as ``bytes:\\x..``.
     """
     ids = prompt.ids + generated
-    values: list[float | None] = [None, *(float(value) for value in model.logprobs(ids)[1:])]
+    if model.reads_source:
+        scores = model.answer_logprobs(prompt.ids, generated) if generated else []
+        values: list[float | None] = [*([None] * len(prompt.ids)), *map(float, scores)]
+    else:
+        values = [None, *(float(value) for value in model.logprobs(ids)[1:])]
     start = prompt.hidden if echo else len(prompt.ids)
     offsets, length = [], 0
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

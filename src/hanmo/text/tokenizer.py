@@ -467,7 +467,9 @@ def build(text: str, source: str) -> tokenizers.Tokenizer:
     """
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception, with the place in the message
+    except BaseException as error:  # the library raises plain Exception with the place, and panics on a damaged table
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         place = re.search(r"at line (\d+)", str(error))
         raise malformed(f"{source}:{place[1]}" if place else source, str(error)[:300]) from None
     tokenizer.no_truncation()

@@ -24,7 +24,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     for model_type in module.ARCHITECTURE.model_types
 }
 OUTPUT_TASKS = ("causal-lm", "masked-lm", "seq2seq-lm")
-ALIASES = {"ForPreTraining": "masked-lm"}  # other outputs beside the one we read
+OWN_OUTPUT = (
+    "ForPreTraining",
+    "DoubleHeadsModel",
+    "WithLMHeadModel",
+    "Model",
+)  # further names of it, or more beside it
 
 
 def known() -> str:
@@ -87,9 +92,8 @@ def read_task(architecture: Architecture, raw: Raw) -> str:
     known = {architecture.class_name(raw["model_type"], task): task for task in architecture.classes}
     if classes[0] in known:
         return known[classes[0]]
-    ending = str(classes[0]).removeprefix(family)
-    if not classes[0] or ending in ALIASES:
-        return ALIASES.get(ending, next(iter(architecture.classes)))
+    if not classes[0] or str(classes[0]).removeprefix(family) in OWN_OUTPUT:
+        return next(iter(architecture.classes))
     raise ModelError(
         f"the class '{classes[0]}' of this architecture is not known",
         where="config.json",

@@ -84,7 +84,7 @@ ARCHITECTURE = Architecture(
     classes={"seq2seq-lm": "{}ForConditionalGeneration"},
     families={"bart": "Bart", "marian": "Marian"},
     irregular={("marian", "seq2seq-lm"): "MarianMTModel"},
-    prefix="\0",  # every file has the same names
+    prefix="model.",
     keys=KEYS,
     usual=USUAL,
     constants=CONSTANTS,
@@ -92,6 +92,7 @@ ARCHITECTURE = Architecture(
     write=write,
     names=names,
     ignored=("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"),  # Marian's sinusoids
+    optional=("final_logits_bias",),
 )
 
 

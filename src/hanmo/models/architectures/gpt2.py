@@ -72,7 +72,12 @@ ARCHITECTURE = Architecture(
     names=names,
     fused={"transformer.h.{}.attn.c_attn": tuple(f"model.layers.{{}}.self_attn.{x}_proj" for x in "qkv")},
     transposed=("c_attn", "c_proj", "c_fc"),
-    ignored=(".attn.bias", ".attn.masked_bias"),
+    ignored=(
+        ".attn.bias",
+        ".attn.masked_bias",
+        "head.summary.weight",
+        "head.summary.bias",
+    ),  # masks; GPT2DoubleHeadsModel
     pooling="last",
     head_bias={"sequence-classification": False},
 )

@@ -10,7 +10,6 @@ from hanmo.models.architectures.mapping import (
     Raw,
     read_layer_types,
     read_rope,
-    refuse,
     write_layer_types,
     write_rope,
 )
@@ -36,7 +35,6 @@ def read(raw: Raw) -> dict[str, Any]:
         window = raw["sliding_window"]
         layers = read_layer_types(raw, lambda layer: layer >= raw.get("max_window_layers", 28))
     bias = kind == "qwen2" or bool(raw.get("attention_bias", False))
-    refuse(raw, pretraining_tp=1)
     return {
         **read_rope(raw),
         "num_kv_heads": raw.get("num_key_value_heads") or raw["num_heads"],

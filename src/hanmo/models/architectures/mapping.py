@@ -62,6 +62,7 @@ class Architecture:
         fused: their module to those of ours whose rows it holds one after another.
         transposed: endings of their modules whose matrices are stored [in, out].
         ignored: endings of tensors that carry no weight of ours.
+        optional: endings of tensors that a file may lack; they are zero then.
         transform: the layer between hidden states and the output of masked language models.
         reconcile: corrects what a configuration says wrongly, by the tensors of its file.
         head_transform: the activation of the same layer in the heads, by task; absent: none.
@@ -82,6 +83,7 @@ class Architecture:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     transform: Callable[[TransformerConfig], TransformConfig] | None = None
     head_transform: Callable[[TransformerConfig, str], TransformConfig | None] = lambda config, task: None  # noqa: ARG005
     pooling: str = "first"
@@ -169,6 +171,8 @@ def take_over(
         present = [name for name in names if name in given]
         for name in present[1:]:  # the same weight under another name
             del given[name]
+        if not present and names[0].endswith(architecture.optional or ("\0",)):
+            given[names[0]] = torch.zeros(entry.shape, dtype=next((t.dtype for t in given.values()), torch.float32))
         expected[present[0] if present else names[0]] = entry.shape
         wanted[present[0] if present else names[0]] = entry
     for name in [name for name in given if name not in expected and ignorable(name, architecture, config)]:
@@ -220,11 +224,17 @@ def read_fields(architecture: Architecture, raw: Raw) -> dict[str, Any]:
         KeyError: a key that must be there is absent.
     """
     fields = {"model_type": raw["model_type"], **architecture.constants}
-    for ours, key in {**architecture.keys, "tie_embeddings": "tie_word_embeddings"}.items():
-        absent = raw.get(key) is None and ours in architecture.usual
-        value = architecture.usual[ours] if absent else raw[key]
-        fields[ours] = ACTIVATION_NAMES.get(value, value) if ours == "activation" else value
-    fields["dropout"] = float(raw.get(architecture.dropouts[0], architecture.usual.get("dropout")) or 0.0)
+    own = {ours: key for key, ours in OTHER_KEYS.items() if key not in architecture.keys.values()}
+    for ours, key in {**own, **architecture.keys}.items():
+        if ours in architecture.keys or raw.get(key) is not None:
+            absent = raw.get(key) is None and ours in architecture.usual
+            value = architecture.usual[ours] if absent else raw[key]
+            check_value(key, value, ours)
+            if ours in architecture.keys:
+                fields[ours] = ACTIVATION_NAMES.get(value, value) if ours == "activation" else value
+    dropout = architecture.dropouts[0]
+    fields["dropout"] = raw.get(dropout, architecture.usual.get("dropout")) or 0.0
+    check_value(dropout, fields["dropout"], "dropout")
     fields |= architecture.read({**raw, **{ours: value for ours, value in fields.items() if ours != "activation"}})
     if "head_dim" not in fields:
         fields["head_dim"] = fields["hidden_size"] // fields["num_heads"]

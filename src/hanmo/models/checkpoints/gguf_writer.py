@@ -18,8 +18,6 @@ keeps in Q5_K throughout; here they are treated as the values they contain.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hanmo.errors import ModelError, ResourceError, UsageError, nearest
-from hanmo.folder import CANNOT_WRITE, free_bytes, fsync_path, make_folder
+from hanmo.errors import ModelError, UsageError, nearest
+from hanmo.folder import atomic_file
 from hanmo.language import pick
 from hanmo.models.checkpoints.gguf import llama3_factors
 from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES
@@ -49,7 +47,7 @@ from hanmo.models.checkpoints.gguf_quantize import LARGEST_HALF, quantize
 from hanmo.models.checkpoints.gguf_tokenizer_writer import tokenizer_metadata
 from hanmo.models.checkpoints.weights import check_vocabulary
 from hanmo.models.transformer import Transformer, TransformerConfig
-from hanmo.progress import Progress, human_bytes
+from hanmo.progress import Progress
 from hanmo.settings import notice
 from hanmo.text.tokenizer import Tokenizer
 
@@ -344,38 +342,3 @@ def interleaved(rows: int, heads: int) -> Tensor:
 def pack(piece: Tensor, item: Plan) -> bytes:
     """The bytes of some rows of a tensor."""
     return quantize(piece if piece.dim() > 1 else piece[None], item.kind).tobytes()
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path, size: int) -> Iterator[Path]:
-    """A temporary file beside ``path`` that is flushed and takes its place when the block ends well.
-
-    Raises:
-        ResourceError: there is no room for ``size`` bytes, or the place cannot be written.
-    """
-    make_folder(path.parent)
-    if size > free_bytes(path.parent):
-        raise ResourceError(
-            f"the file needs {human_bytes(size)}, the disk has {human_bytes(free_bytes(path.parent))} free",
-            where=str(path),
-            fix="free some space, choose another place, or a smaller --type",
-            zh=f"需要 {human_bytes(size)} 磁盘空间，剩余不足。请腾出空间、换一个位置或用更小的 --type",
-        )
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-        fsync_path(temporary)
-        temporary.replace(path)
-        fsync_path(path.parent)
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        raise ResourceError(
-            f"could not write the file: {error.strerror}",
-            where=str(path),
-            why="what stood there before is intact",
-            fix="free some space, or choose another place",
-            zh=f"无法写入文件（{error.strerror}），原有内容完好。请腾出空间或换一个位置",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

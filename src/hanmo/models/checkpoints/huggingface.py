@@ -208,12 +208,21 @@ def read_generation(
     path = folder / "generation_config.json"
     generation = read_object(path) if path.exists() else {}
     fallback = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    if config.encoder:  # how its answers begin, and what they never hold
+        fallback |= {"decoder_start_token_id": None, "forced_bos_token_id": None}
+        generation["bad_words_ids"] = forbidden(generation.get("bad_words_ids", raw.get("bad_words_ids")))
     for key, own in fallback.items():
         value = generation.get(key, raw.get(key))
         ids = known_ids(own if value is None else value, config.vocab_size, str(path if path.exists() else folder))
         generation[key] = ids if key == "eos_token_id" else (ids[0] if ids else None)
     generation["add_bos_token"] = expects_bos(folder, generation["bos_token_id"])
     return generation
+
+
+def forbidden(value: Any) -> list[int]:
+    """The single tokens of ``bad_words_ids``; longer words are left out. Marian's models must never write padding."""
+    words = value if isinstance(value, list) else []
+    return [word[0] for word in words if isinstance(word, list) and len(word) == 1 and type(word[0]) is int]
 
 
 def expects_bos(folder: Path, bos_id: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""The tokenizer of Marian's translation models: ``source.spm``, ``target.spm`` and ``vocab.json``, no ``tokenizer.json``.
+"""The tokenizer of Marian's translation models: ``source.spm``, ``target.spm`` and ``vocab.json``.
 
 The pieces and scores of ``source.spm`` (a SentencePiece model, which is a protocol buffer) cut the text, ``vocab.json``
 numbers the pieces of both languages. Both become one Unigram tokenizer of the ``tokenizers`` library; a piece that the
@@ -119,7 +119,7 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, float], bytes]:
     try:
         for number, value in fields(path.read_bytes()):
             if number == 1:
-                piece = {1: b"", 2: b"\0\0\0\0", 3: NORMAL} | dict(fields(value))
+                piece: dict[int, Any] = {1: b"", 2: b"\0\0\0\0", 3: NORMAL} | dict(fields(value))
                 if piece[3] in (NORMAL, USER_DEFINED):
                     scores[piece[1].decode()] = struct.unpack("<f", piece[2])[0]
             elif number == 2:
@@ -130,6 +130,8 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, float], bytes]:
         raise refused(path, f"not a SentencePiece model: {error}") from None
     if kind != UNIGRAM:
         raise refused(path, "a SentencePiece model of another kind than Unigram")
+    if charsmap and (len(charsmap) < 4 or int.from_bytes(charsmap[:4], "little") > len(charsmap) - 4):
+        raise refused(path, "the table of its normaliser is cut off")
     return scores, charsmap
 
 

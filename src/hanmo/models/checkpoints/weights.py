@@ -7,11 +7,8 @@ exact end of the file). A truncated or hostile file is refused while it is still
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hanmo.errors import ModelError
+from hanmo.folder import os_error_of
 from hanmo.models.transformer import TransformerConfig
 
 if TYPE_CHECKING:
@@ -196,9 +194,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(state, str(path), metadata={"format": "pt"})
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        raise OSError(code, os.strerror(code), str(path)) from error
+        raise os_error_of(error, path) from error
     path.chmod(mode)
 
 
@@ -234,12 +230,12 @@ def check_vocabulary(tokenizer: Tokenizer, config: TransformerConfig, where: str
 
 
 def known_ids(value: Any, vocab_size: int, where: str) -> list[int]:
-    """One id or a list of ids as a list; None as an empty one.
+    """One id or a list of ids as a list; None as an empty one, and so -1, by which some configurations mean it.
 
     Raises:
         ModelError: an id outside the vocabulary.
     """
-    ids = [] if value is None else value if isinstance(value, list) else [value]
+    ids = [] if value in (None, -1) else value if isinstance(value, list) else [value]
     for number in ids:
         if type(number) is not int or not 0 <= number < vocab_size:
             raise ModelError(f"the token id {number!r} is not in the vocabulary of {vocab_size}", where=where)

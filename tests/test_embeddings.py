@@ -615,6 +615,13 @@ def test_the_chinese_sets_are_read(shared_data):
     assert not is_analogies(folder / "240.txt")
 
 
+@pytest.mark.parametrize("text", ["Word 1,Word 2,Human (mean)\ncat,dog,7\n", "a\tb\tPOS\tmean\ncat\tdog\tN\t7\n"])
+def test_column_names_of_four_words_are_no_analogy(text, tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_text(text)
+    assert not is_analogies(path)
+
+
 def test_similarity_agrees_with_gensim(shared_data):
     path = shared_data / "gensim-testdata" / "wordsim353.tsv"
     words = list(dict.fromkeys(path.read_text().lower().split("\n", 2)[2].split()))[:300]

@@ -626,14 +626,17 @@ def test_what_export_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     before = source.read_bytes()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("亲爱的")
-    lstm = tmp_path / "lstm"
-    lstm.mkdir()
-    (lstm / "config.json").write_text('{"model_type": "lstm"}')
+    for kind in ("lstm", "ngram", "vectors"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     cases = {
         ("first.gguf", "first.gguf"): (2, "written over"),
         ("first.gguf", "."): (2, "written over"),
         ("first.gguf", "other"): (2, "would be lost"),
-        ("lstm", "m.gguf"): (4, "kind 'lstm'"),
+        ("lstm", "m.gguf"): (4, "copy its folder"),
+        ("lstm", "m.arpa"): (4, "copy its folder"),
+        ("vectors", "m"): (4, "hanmo vectors convert"),
+        ("ngram", "m.gguf"): (4, "NAME.arpa"),
         ("missing", "m.gguf"): (4, "there is no model"),
     }
     for (model, target), (code, message) in cases.items():
@@ -643,7 +646,7 @@ def test_what_export_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "does not end in .gguf" in capsys.readouterr().err
     assert source.read_bytes() == before
     assert (tmp_path / "other" / "letter.txt").is_file()
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["first.gguf", "lstm", "other"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["first.gguf", "lstm", "ngram", "other", "vectors"]
 
 
 def test_types_of_the_verb_are_those_of_the_writer() -> None:

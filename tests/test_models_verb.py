@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -389,6 +390,12 @@ def test_names_of_all_kinds_and_of_none(place: Path) -> None:
     (place / "empty").mkdir()
     with pytest.raises(ModelError, match="no model was found"):
         find_model("empty")
+    (place / "empty" / "config.json").write_text("{")
+    assert "not valid JSON" in find_model("empty")[0].problem
+    (place / "zipped.arpa.gz").write_bytes(gzip.compress(make_arpa(place / "x.arpa").read_bytes()))
+    assert find_model("zipped.arpa.gz")[0].details["ngrams"] == [3, 4]
+    (place / "zipped.arpa.gz").write_bytes(b"\x1f\x8bxx")
+    assert "cannot be read" in find_model("zipped.arpa.gz")[0].problem
     (place / "notes.txt").write_text("x")
     assert find_model("notes.txt")[0].problem == "this file is not a model"
     with pytest.raises(ModelError, match="no such"):

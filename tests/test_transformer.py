@@ -99,8 +99,8 @@ def test_contradictory_sizes_are_refused(changes: dict[str, Any], message: str) 
     [
         ({"model_type": "mamba"}, "the architecture 'mamba' is not known"),
         ({"hidden_act": "mish"}, "the activation 'mish' is not known"),
-        ({"vocab_size": None}, "vocab_size must be"),
-        ({"pretraining_tp": 2}, "the variant pretraining_tp = 2"),
+        ({"vocab_size": None}, "the key 'vocab_size' is missing"),
+        ({"vocab_size": 0}, "vocab_size must be"),
     ],
 )
 def test_unknown_architectures_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -300,7 +300,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict:  # type: ignore[type-ar
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_ngram_on_the_command_line(tmp_path: Path, language: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ngram_on_the_command_line(
+    tmp_path: Path, language: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths, run = made_up(tmp_path, language), tmp_path / "run"
     assert main(arguments(paths, run, "--architecture", "ngram", "--order", "3", "--json")) == 0
     data = printed(capsys)
@@ -312,6 +314,15 @@ def test_ngram_on_the_command_line(tmp_path: Path, language: str, capsys: pytest
     assert model.order == 3 and tokenizer.is_word_level
     assert main(["evaluate", str(run), paths[2], "--out", str(tmp_path / "e"), "--json"]) == 0
     assert printed(capsys)["words"][0]["perplexity"] == pytest.approx(data["words"][1]["perplexity"], rel=1e-9)
+    arpa = str(tmp_path / "m.arpa.gz")
+    assert main(["export", str(run), arpa]) == 0
+    assert "pieces" not in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", arpa, paths[2], "--json"]) == 0
+    assert printed(capsys)["words"][0]["perplexity"] == pytest.approx(data["words"][1]["perplexity"], rel=1e-5)
+    assert not (tmp_path / "evaluation-data").exists()  # without --out nothing is left that another text would meet
+    assert main(["evaluate", arpa]) == 2
+    assert f"hanmo evaluate {arpa} test.txt" in capsys.readouterr().err
     config = json.loads((run / "model" / "config.json").read_text())
     assert config["model_type"] == "ngram"
     (run / "model" / "config.json").write_text(json.dumps({**config, "order": 7}))

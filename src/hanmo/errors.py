@@ -111,7 +111,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def missing_package(package: str, extra: str, purpose: str) -> ResourceError:
-    """The error for an optional package that a feature needs and that is not installed."""
+    """The error for an optional package that a feature needs and that is not installed.
+
+    Args:
+        purpose: what needs it, in the user's language.
+    """
     return ResourceError(
         f"the package '{package}' is not installed, and {purpose} needs it",
         fix=f"pip install 'hanmo[{extra}]'",

@@ -83,14 +83,17 @@ def advice(comparison: Comparison, plan: Plan) -> str:
 
 def run(settings: BuildSettings) -> Outcome:
     """Walk the whole road and write the report."""
-    strange = "--architecture ngram" if settings.architecture == "ngram" else "--tokenizer words"
     if settings.architecture == "ngram" or settings.tokenizer == "words":
+        words = settings.tokenizer == "words"
+        strange = "--tokenizer words" if words else "--architecture ngram"
+        more = f"{strange} --validation valid.txt --architecture {settings.architecture}" if words else strange
+        command = " ".join(["hanmo pretrain", *settings.paths, more])
         raise UsageError(
             f"{strange} belongs to hanmo pretrain",
             where="hanmo build",
-            why="the report compares a trained network of your texts with an n-gram model of them",
-            fix=f"hanmo pretrain {' '.join(settings.paths)} {strange}",
-            zh=f"{strange} 请用于 hanmo pretrain",
+            why="the report compares a trained network of your texts with an n-gram model, on texts that it divides",
+            fix=command,
+            zh=f"{strange} 请用于 hanmo pretrain：{command}",
         )
     with open_run(settings.paths, settings) as folder:
         return build(folder, settings)

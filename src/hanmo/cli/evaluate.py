@@ -66,8 +66,7 @@ def run(settings: EvaluateSettings) -> Outcome:
     folder = find(settings.model, offline=settings.offline)
     if is_word_model(folder):
         refuse_data_settings(settings)
-        out = Path(settings.out or "evaluation-data")
-        rows = evaluate_words(folder, settings.paths, out, part=settings.part, device=settings.device)
+        rows = evaluate_words(folder, settings.paths, settings.out, part=settings.part, device=settings.device)
         return Outcome({"words": [row.as_dict() for row in rows]}, describe_words(rows))
     model = load_language_model(settings.model, device=settings.device, offline=settings.offline)
     paths = settings.paths or [own_data(settings)]

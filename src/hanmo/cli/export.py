@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from hanmo.cli.outcome import Outcome
 from hanmo.errors import ModelError, UsageError
 from hanmo.folder import MANIFEST, read_json, read_manifest
-from hanmo.settings import CommonSettings, argument, option
+from hanmo.language import pick
+from hanmo.settings import CommonSettings, argument, notice, option
 
 if TYPE_CHECKING:
     from hanmo.models.checkpoints.weights import LoadedModel
@@ -20,8 +21,6 @@ HELP_ZH = "导出模型：GGUF 文件（llama.cpp）或 Hugging Face 文件夹"
 TYPES = ("F16", "Q8_0", "Q4_K", "Q4_0")
 DEFAULT_TYPE = "Q8_0"
 OTHER_KINDS = ("rnn", "lstm", "gru", "ngram", "vectors", "linear", "crf")  # our own kinds that are no transformers
-
-
 ARPA_NAME = re.compile(r"\.arpa(\.gz)?$", re.IGNORECASE)
 
 
@@ -68,14 +67,23 @@ def read_source(settings: ExportSettings) -> tuple[Path, LoadedModel]:
     raw = read_json(path / "config.json")
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind in OTHER_KINDS:
-        raise ModelError(
-            f"a model of the kind '{kind}' has no format but its own",
-            where=str(path),
-            why="GGUF and transformers describe transformers",
-            fix="copy its folder; Hanmo reads it anywhere (an n-gram model has ARPA: give a target that ends in .arpa)",
-            zh=f"'{kind}' 类模型没有其他格式可导出。直接复制其文件夹即可（n 元模型可导出为 .arpa）",
-        )
+        raise no_such_format(kind, settings.model)
     return path, load_folder(path)
+
+
+def no_such_format(kind: str, model: str) -> ModelError:
+    """The error for a model of ours that no format of transformers describes; it says what there is instead."""
+    fix, zh = {
+        "ngram": (f"hanmo export {model} NAME.arpa", f"请写：hanmo export {model} 名称.arpa"),
+        "vectors": (f"hanmo vectors convert {model} NAME.bin", f"请写：hanmo vectors convert {model} 名称.bin"),
+    }.get(kind, ("copy its folder; Hanmo reads it anywhere", "它只有自己的格式，直接复制其文件夹即可"))
+    return ModelError(
+        f"a model of the kind '{kind}' cannot be written in this format",
+        where=model,
+        why="GGUF and folders for transformers hold transformers, ARPA files n-gram models",
+        fix=fix,
+        zh=f"'{kind}' 类模型不能导出为这种格式（GGUF 与 transformers 文件夹存 Transformer，ARPA 存 n 元模型）。{zh}",
+    )
 
 
 def refuse_target(source: Path, target: Path) -> None:
@@ -130,22 +138,32 @@ def export_arpa(settings: ExportSettings, target: Path) -> Outcome:
     """Write the ARPA file of an n-gram model.
 
     Raises:
-        UsageError: the model is of another kind.
+        UsageError, ModelError: the model is of another kind.
     """
     from hanmo.inference.loading import find
     from hanmo.models.checkpoints.ngram import load_ngram
     from hanmo.progress import human_bytes
 
     source = find(settings.model, offline=settings.offline)
-    if not source.is_dir() or read_json(source / "config.json").get("model_type") != "ngram":
+    kind = read_json(source / "config.json").get("model_type") if source.is_dir() else None
+    if kind != "ngram":
+        if kind in OTHER_KINDS:
+            raise no_such_format(kind, settings.model)
         raise UsageError(
             "ARPA files are for n-gram models, and this is none",
             where=settings.model,
             fix=f"hanmo export {settings.model} NAME.gguf, or a folder",
-            zh="ARPA 文件只用于 n 元模型",
+            zh=f"ARPA 文件只用于 n 元模型。请写：hanmo export {settings.model} 名称.gguf，或给出文件夹",
         )
     refuse_target(source, target)
     model, tokenizer = load_ngram(source)
+    if not tokenizer.is_word_level:
+        notice(
+            pick(
+                "the words of this file are the tokenizer's pieces: text must be cut into them before it is scored",
+                "文件中的“词”是分词器的词元：用它给文本打分之前，须先用该分词器切分",
+            )
+        )
     model.to_arpa(target, tokenizer)
     size, ngrams = target.stat().st_size, sum(model.describe()["ngrams"])
     return Outcome({"path": str(target), "bytes": size, "ngrams": ngrams}, f"{target}  {human_bytes(size)}")

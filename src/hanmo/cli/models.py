@@ -174,6 +174,8 @@ def details(listed: Listed) -> str:
     lines = []
     for key, value in rows.items():
         name = label(key)
+        if isinstance(value, dict):
+            value = [f"{part.replace('_', ' ')} {number}" for part, number in value.items()]
         text = ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
         lines.append(name + " " * (width - display_width(name)) + "  " + one_line(shorten(text, 1000)))
     return "\n".join(lines)

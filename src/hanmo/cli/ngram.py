@@ -52,7 +52,8 @@ def count_run(
         texts = read_words(run, words, settings.vocab_size)
     resolution.compute(settings, "order", ORDER, pick("the usual", "惯例"))
     assert settings.order is not None
-    notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
+    if resolution.choices:
+        notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
     record: dict[str, Any] = {**resolution.record(settings), **versions()}
     clear_run(run)
     write_json(run / "settings.json", record)

@@ -16,6 +16,7 @@ from hanmo.settings import flag, notice
 if TYPE_CHECKING:
     from hanmo.data.sentences import WordCorpus
     from hanmo.evaluation.words import WordPerplexity
+    from hanmo.text.tokenizer import Tokenizer
 
 HELD_OUT = ("validation", "test")
 
@@ -75,28 +76,38 @@ def read_words(run: Path, files: dict[str, list[str]], vocab_size: int | None, *
     return Texts(None, tokens, tokenizer)
 
 
-def load_scorer(folder: Path, device: str) -> Any:
-    """The model of a folder as something that ``word_perplexity`` takes."""
+def load_scorer(path: Path, device: str) -> tuple[Any, Tokenizer]:
+    """The model of a folder or an ARPA file as something that ``word_perplexity`` takes, and its tokenizer."""
     from hanmo.inference.loading import load
+    from hanmo.models.arpa import read_arpa
     from hanmo.models.checkpoints.ngram import MODEL_TYPE, load_ngram
     from hanmo.models.checkpoints.recurrent import load_recurrent
     from hanmo.models.device import choose_device, set_threads
     from hanmo.models.recurrent import CELLS
+    from hanmo.text.training import words_tokenizer
 
-    kind = read_json(folder / "config.json").get("model_type")
     set_threads()
+    if path.is_file():
+        ngrams, words = read_arpa(path)
+        return ngrams, words_tokenizer(words)
+    kind = read_json(path / "config.json").get("model_type")
     if kind == MODEL_TYPE:
-        return load_ngram(folder)[0]
+        return load_ngram(path)
     if kind in CELLS:
-        return load_recurrent(folder)[0].to(choose_device(device))
-    return load(folder, device=device)
+        recurrent, tokenizer = load_recurrent(path)
+        return recurrent.to(choose_device(device)), tokenizer
+    model = load(path, device=device)
+    return model, model.tokenizer
 
 
-def is_word_model(folder: Path) -> bool:
-    """Whether a folder holds a model of words."""
+def is_word_model(path: Path) -> bool:
+    """Whether a path is a model of words: a folder with a tokenizer of words, or an ARPA file."""
+    from hanmo.inference.loading import ARPA
     from hanmo.text.tokenizer import Tokenizer
 
-    return (folder / "tokenizer.json").is_file() and Tokenizer.load(folder).is_word_level
+    if path.is_file():
+        return bool(ARPA.search(path.name))
+    return (path / "tokenizer.json").is_file() and Tokenizer.load(path).is_word_level
 
 
 def evaluate_run(run: Path, splits: tuple[str, ...], device: str = "auto") -> list[WordPerplexity]:
@@ -104,45 +115,53 @@ def evaluate_run(run: Path, splits: tuple[str, ...], device: str = "auto") -> li
     from hanmo.data.sentences import WordCorpus
 
     corpus = WordCorpus(run / "data", read_manifest(run / "data"))
-    rows = score_words(run / "model", corpus, [split for split in splits if split in corpus.report], device)
+    model, _ = load_scorer(run / "model", device)
+    rows = score_words(model, run.name, corpus, [split for split in splits if split in corpus.report])
     write_json(run / "evaluation.json", {"words": [row.as_dict() for row in rows]})
     return rows
 
 
-def evaluate_words(folder: Path, paths: list[str], out: Path, *, part: str, device: str) -> list[WordPerplexity]:
+def evaluate_words(path: Path, texts: list[str], out: str | None, *, part: str, device: str) -> list[WordPerplexity]:
     """Score a model of words on files of sentences or, without any, on a split of the run that it is from.
+
+    Args:
+        path: a model folder or an ARPA file.
+        texts: the files.
+        out: where their token ids are kept; without it they are not.
 
     Raises:
         UsageError: no files, and the run has no such split.
     """
     from hanmo.data.sentences import KIND, WordCorpus, tokenize_sentences
-    from hanmo.text.tokenizer import Tokenizer
 
-    if paths:
-        label = Path(paths[0]).name if len(paths) == 1 else part
-        return score_words(folder, tokenize_sentences({label: paths}, Tokenizer.load(folder), out), [label], device)
-    data = folder.parent / "data"
+    name = path.parent.name if path.name == "model" else path.name
+    if texts:
+        label = Path(texts[0]).name if len(texts) == 1 else part
+        model, tokenizer = load_scorer(path, device)
+        with tempfile.TemporaryDirectory() as scratch:
+            corpus = tokenize_sentences({label: texts}, tokenizer, Path(out) if out else Path(scratch) / "data")
+            return score_words(model, name, corpus, [label])
+    data = path.parent / "data"
     manifest = read_manifest(data) if data.is_dir() else {}
-    if manifest.get("kind") != KIND or part not in manifest["report"]:
+    if path.is_file() or manifest.get("kind") != KIND or part not in manifest["report"]:
         raise UsageError(
-            f"this run has no {part} file; give the texts to evaluate on",
-            where=str(folder),
-            fix=f"hanmo evaluate {folder} test.txt",
-            zh=f"该运行没有 {part} 文件；请给出评测文本：hanmo evaluate {folder} test.txt",
+            f"there is no {part} file beside this model; give the texts to evaluate on",
+            where=str(path),
+            fix=f"hanmo evaluate {path} test.txt",
+            zh=f"这个模型旁没有 {part} 文件；请给出评测文本：hanmo evaluate {path} test.txt",
         )
-    return score_words(folder, WordCorpus(data, manifest), [part], device)
+    return score_words(load_scorer(path, device)[0], name, WordCorpus(data, manifest), [part])
 
 
-def score_words(folder: Path, corpus: WordCorpus, splits: list[str], device: str) -> list[WordPerplexity]:
-    """The word perplexity of the model in a folder on splits of a corpus."""
+def score_words(model: Any, name: str, corpus: WordCorpus, splits: list[str]) -> list[WordPerplexity]:
+    """The word perplexity of a model on splits of a corpus."""
     from hanmo.evaluation.words import word_perplexity
 
-    model = load_scorer(folder, device)
     return [
         word_perplexity(
             model,
             corpus.tokens(split),
-            name=folder.parent.name,
+            name=name,
             split=split,
             eos_id=corpus.eos_id,
             counts=corpus.report[split],

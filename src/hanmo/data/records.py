@@ -368,7 +368,7 @@ def parquet_texts(path: Any, named: str | None, where: str, tell: Callable[[str]
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise missing_package("pyarrow", "parquet", "reading parquet files") from None
+        raise missing_package("pyarrow", "parquet", pick("reading parquet files", "读取 parquet 文件")) from None
     try:
         table = pyarrow.parquet.ParquetFile(path)
         names = list(table.schema_arrow.names)

@@ -205,6 +205,7 @@ def encoded_chunks(
                 yield np.array(ids)
                 progress.update(counts["tokens"])
                 ids = []
+        progress.done = counts["tokens"]
     if counts["blank"]:
         notice(
             pick(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -268,14 +269,17 @@ def bootstrap_correlation(first: Floats, second: Floats, resamples: int, seed: i
 
 
 def is_analogies(path: str | Path) -> bool:
-    """Whether a file holds analogies: its first line names a section, or has four words and no number among them.
+    """Whether a file holds analogies: its first line names a section, or its first two have four words, none a number.
+
+    One line is not enough: the names of the columns of a similarity set can be four words.
 
     Raises:
         DataError: the file cannot be read.
     """
-    for _, line in lines_of(Path(path)):
-        words = line.split()
-        if line.startswith("#"):
-            return False
-        return line.startswith(":") or (len(words) == 4 and all(as_number(word) is None for word in words))
-    return False
+    lines = [line for _, line in islice(lines_of(Path(path)), 2)]
+    if not lines or lines[0].startswith("#"):
+        return False
+    words = [line.split() for line in lines]
+    return lines[0].startswith(":") or all(
+        len(four) == 4 and all(as_number(word) is None for word in four) for four in words
+    )

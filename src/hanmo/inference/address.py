@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanmo.catalog import is_offline
 from hanmo.errors import NetworkError, UsageError, missing_package
+from hanmo.language import pick
 
 if TYPE_CHECKING:
     import httpx
@@ -158,5 +159,5 @@ def import_httpx() -> Any:
     try:
         import httpx
     except ImportError:
-        raise missing_package("httpx", "remote", "a remote model") from None
+        raise missing_package("httpx", "remote", pick("a remote model", "远程模型")) from None
     return httpx

@@ -85,7 +85,8 @@ class Batch:
         column = self.cache.length
         self.history_BS[:, column] = torch.tensor(ids, device=self.history_BS.device)
         if self.switch and self.switch + 1 in (column + 1 - padding for padding in self.padding):
-            self.cache.length, self.prompt_columns = 0, column + 1  # what was rotated by the other factors is read again
+            self.cache.length = 0  # all was rotated by the other factors: it is read again
+            self.prompt_columns = column + 1
             return self.prefill()
         return self._forward(column, column + 1)
 

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from hanmo.errors import ModelError, missing_package
 from hanmo.inference.batch import pad_left
-from hanmo.inference.networks import LOGIT_VALUES, SCORE_TOKENS, UNBOUNDED, Decoding
+from hanmo.inference.networks import LOGIT_VALUES, SCORE_TOKENS, Decoding
 from hanmo.language import pick
 from hanmo.models.architectures import known
 from hanmo.models.checkpoints.huggingface import read_object, weight_files
 from hanmo.settings import notice
+
+FOREIGN_CONTEXT = 4096  # where the network has no limit of its own: all logits of a row are held when it is scored
 
 
 def load_foreign(folder: Path, device: torch.device, *, name: str) -> ForeignNetwork:
@@ -84,7 +86,7 @@ class ForeignNetwork:
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.context_length = int(getattr(model.config, "max_position_embeddings", None) or UNBOUNDED)
+        self.context_length = int(getattr(model.config, "max_position_embeddings", None) or FOREIGN_CONTEXT)
         self.takes = set(inspect.signature(model.forward).parameters)
 
     @property

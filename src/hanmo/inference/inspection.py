@@ -6,9 +6,11 @@ list of many models comes at once.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,13 +97,13 @@ def inspect(path: Path, *, name: str | None = None, place: str | None = None) ->
             read_folder(path, listed)
         elif path.suffix.lower() == ".gguf":
             read_gguf(path, listed)
-        elif path.suffix.lower() == ".arpa":
+        elif path.name.lower().endswith((".arpa", ".arpa.gz")):
             read_arpa(path, listed)
         else:
             raise ModelError("this file is not a model")
     except HanmoError as error:
         listed.problem = error.what
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         listed.problem = f"it cannot be read ({type(error).__name__}: {str(error)[:100]})"
     return listed
 
@@ -329,7 +331,7 @@ def read_arpa(path: Path, listed: Listed) -> None:
     listed.format, listed.size = "arpa", path.stat().st_size
     listed.kind, listed.architecture, listed.tasks = "n-gram", "ngram", ("generate",)
     counts: list[int] = []
-    with path.open("rb") as stream:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
         begun = False
         for _ in range(MAX_ARPA_LINES):
             line = stream.readline(1000).strip()

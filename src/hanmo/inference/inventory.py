@@ -12,7 +12,7 @@ from hanmo.errors import HanmoError, ModelError, nearest
 from hanmo.inference.inspection import Listed, inspect, manifest_problem, read_small_json
 
 RUNS = Path("runs")
-SUFFIXES = (".gguf", ".arpa")
+SUFFIXES = (".gguf", ".arpa", ".arpa.gz")
 MAX_DEPTH = 4  # folders below the one that is searched
 MAX_FOLDERS = 20_000
 NOT_WALKED = frozenset({"checkpoints", "__pycache__", "node_modules"})
@@ -69,6 +69,8 @@ def models_at(path: Path) -> list[Listed]:
     if not path.exists():
         raise ModelError("there is no such file or folder", where=str(path), zh="没有这个文件或文件夹")
     found = [path] if path.is_file() else list(search(path))
+    if not found and (path / "config.json").is_file():
+        found = [path]  # damaged: what was named is described, and what is wrong with it
     if not found:
         raise ModelError(
             "no model was found here",
@@ -136,7 +138,7 @@ def search(top: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
                 if entry.is_dir(follow_symlinks=False):
                     if not entry.name.startswith(".") and entry.name not in NOT_WALKED:
                         below.append(Path(entry.path))
-                elif Path(entry.name).suffix.lower() in SUFFIXES:
+                elif entry.name.lower().endswith(SUFFIXES):
                     yield Path(entry.path)
         level = below
 

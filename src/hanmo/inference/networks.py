@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hanmo.errors import ModelError, UsageError
-from hanmo.inference.batch import Batch, pad_left
+from hanmo.inference.batch import PREFILL_TOKENS, Batch, pad_left
+from hanmo.models.cache import KVCache
 from hanmo.models.cost import kv_cache_bytes
 from hanmo.models.ngram import NGramModel
 from hanmo.models.recurrent import RecurrentModel
@@ -131,10 +132,21 @@ class DecoderNetwork:
         scores_M, rows = torch.empty(B * (T - 1)), max(1, SCORE_TOKENS // T)
         for row in range(0, B, rows):
             part_BT = ids_BT[row : row + rows].to(self.device)
-            hidden_MD = self.model.hidden(part_BT[:, :-1]).flatten(0, 1)
+            hidden_MD = self.states(part_BT[:, :-1]).flatten(0, 1)
             first = row * (T - 1)
             scores_M[first : first + len(hidden_MD)] = token_scores(self.model, hidden_MD, part_BT[:, 1:].flatten())
         return scores_M.view(B, T - 1)
+
+    def states(self, ids_BT: Tensor) -> Tensor:
+        """Hidden states; long rows that need a mask are read in pieces, so that it never holds all pairs of tokens."""
+        config, (B, T), weight = self.model.config, ids_BT.shape, self.model.output_weight
+        slides = any(config.slides(layer) for layer in range(config.num_layers)) and (config.sliding_window or 0) < T
+        if T <= PREFILL_TOKENS or not (slides or config.attention_softcap):
+            return self.model.hidden(ids_BT)
+        cache = KVCache(config, B, T, weight.dtype, weight.device)
+        cache.reach_B1 = torch.full((B, 1), T, device=weight.device)
+        pieces = [self.model.hidden(piece_BT, cache=cache) for piece_BT in torch.split(ids_BT, PREFILL_TOKENS, dim=1)]
+        return torch.cat(pieces, dim=1)
 
 
 def token_scores(model: Transformer, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
@@ -178,6 +190,8 @@ class SourceNetwork(DecoderNetwork):
     @torch.inference_mode()
     def answer_logprobs(self, source: Sequence[int], answer: Sequence[int]) -> Tensor:
         """Log-probability of each token of an answer to a source, in nats, float32 ``[T]``."""
+        if not answer:
+            return torch.empty(0)
         memory = self.model.encode(torch.tensor([list(source)], device=self.device))
         answer_T = torch.tensor(list(answer), device=self.device)
         before_1T = torch.cat((answer_T.new_tensor(self.start_ids), answer_T[:-1])).unsqueeze(0)

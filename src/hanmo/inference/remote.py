@@ -92,10 +92,17 @@ class RemoteModel:
         self.model_id, address = parse_name(name)
         self.name = name
         if endpoint not in ("auto", "completions", "chat"):
-            raise UsageError(f"endpoint cannot be {endpoint!r}", fix="give auto, completions or chat")
+            raise UsageError(
+                f"endpoint cannot be {endpoint!r}",
+                fix="give auto, completions or chat",
+                zh=f"endpoint 不能是 {endpoint!r}，可用：auto、completions、chat",
+            )
         for option in extensions or ():
             if option not in EXTENSIONS:
-                raise UsageError(f"'{option}' is not an option beyond the API", fix=nearest(option, EXTENSIONS))
+                fix = nearest(option, EXTENSIONS)
+                raise UsageError(
+                    f"'{option}' is not an option beyond the API", fix=fix, zh=f"'{option}' 不是可扩展的选项，{fix}"
+                )
         whole_number("max_parallel", max_parallel, 1, 256)
         self.usage = Usage(known_prices(prices))
         self.http = Endpoint(address, self.usage, offline=offline, **connection)

@@ -21,18 +21,19 @@ def num_parameters(config: TransformerConfig) -> int:
     """All parameters of the network; asserted against the real module in the tests."""
     D, N, H, K = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
     L, V = config.num_layers, config.vocab_size
-    norm = D * (2 if config.norm == "layer" and config.norm_bias else 1)
+    each = 2 if config.norm == "layer" and config.norm_bias else 1  # parameters of a norm, for each value
     sublayers = 3 if config.encoder else 2
-    norms = L * sublayers * (2 if config.norm_placement == "sandwich" else 1) - (not config.first_norm)
-    total = matrix_parameters(config) + norm * (norms + config.final_norm + config.embedding_norm)
-    total += L * 2 * N * config.qk_norm
+    norms = L * sublayers * (2 if config.norm_placement == "sandwich" else 1)
+    norms -= not config.first_norm and config.norm_placement != "post"
+    total = matrix_parameters(config) + each * D * (norms + config.final_norm + config.embedding_norm)
+    total += L * (sublayers - 1) * 2 * N * each * config.qk_norm
     total += L * (sublayers - 1) * (config.attention_bias * N * (H + 2 * K) + config.output_bias * D)
     total += L * config.mlp_bias * ((2 if config.gated else 1) * config.intermediate_size + D)
     total += V * D * (not config.shared_embedding) + config.token_types * D
     total += V * D * (config.lm and not config.tie_embeddings) + V * (config.lm and config.lm_bias)
     total += (config.positions == "learned") * (config.max_position_embeddings + config.position_offset) * D
     total += (config.positions == "relative") * config.relative_buckets * H
-    if config.lm_transform:
+    if config.lm and config.lm_transform:
         total += transform_parameters(D, config.lm_transform)
     if config.head:
         outputs = len(config.head.labels)
@@ -55,7 +56,7 @@ def forward_flops_per_token(config: TransformerConfig, length: int, source_lengt
     """
     V, D, heads = config.vocab_size, config.hidden_size, config.num_heads * config.head_dim
     weights = matrix_parameters(config) + config.lm * V * D
-    weights += D * D * (config.lm_transform is not None)
+    weights += D * D * (config.lm and config.lm_transform is not None)
     if config.encoder:  # keys and values are computed once for each source token
         weights -= config.num_layers * 2 * D * config.num_kv_heads * config.head_dim
     seen = 0.0

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from hanmo.errors import DataError, ModelError, UsageError, missing_package, nearest
 from hanmo.folder import atomic_folder, fsync_path, read_json, verify, write_json
+from hanmo.language import pick
 from hanmo.models.crf import LinearChainCRF
 from hanmo.models.crf_features import TEMPLATES, choose_template
 from hanmo.progress import Progress
@@ -214,7 +215,7 @@ class CRFTagger:
         try:
             weights = load_file(folder / WEIGHTS)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"the weights cannot be read: {error}", where=str(folder / WEIGHTS)) from None
+            raise unsound(folder / WEIGHTS, str(error)) from None
         labels = config.get("labels") if isinstance(config, dict) else None
         if not is_names(labels) or not labels or config.get("model_type") != "crf":
             raise unsound(folder / CONFIG, "it does not describe a CRF with its labels")
@@ -243,7 +244,9 @@ def run_crfsuite(
     try:
         import pycrfsuite
     except ImportError:
-        raise missing_package("python-crfsuite", "classical", "training a CRF tagger") from None
+        raise missing_package(
+            "python-crfsuite", "classical", pick("training a CRF tagger", "训练 CRF 标注器")
+        ) from None
     limit = int(settings["max_iterations"])
     bar = Progress("crf", limit, "iterations") if progress else None
 

@@ -53,7 +53,12 @@ def read_vocabulary(path: Path) -> list[str]:
     try:
         words = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError:
-        raise ModelError("the file is missing", where=str(path), fix="copy or train the model again") from None
+        raise ModelError(
+            "the file is missing",
+            where=str(path),
+            fix="copy or train the model again",
+            zh="文件缺失。请重新复制或重新训练",
+        ) from None
     except UnicodeDecodeError as error:
         raise ModelError(
             f"not valid UTF-8 at byte {error.start}", where=str(path), zh=f"第 {error.start} 字节处不是有效的 UTF-8"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import DataError, UsageError, missing_package, nearest
+from hanmo.language import pick
 from hanmo.models import glove
 from hanmo.models.embeddings import METHODS, WordVectors
 from hanmo.models.subwords import Subwords, choose_buckets, choose_lengths
@@ -171,7 +172,9 @@ def train_with_gensim(
     try:
         from gensim.models import FastText, Word2Vec
     except ImportError:
-        raise missing_package("gensim", "classical", f"training {method} vectors") from None
+        raise missing_package(
+            "gensim", "classical", pick(f"training {method} vectors", f"训练 {method} 词向量")
+        ) from None
     settings: dict[str, Any] = {
         "vector_size": size,
         "window": window,

@@ -391,7 +391,8 @@ def open_vectors(name: str | Path) -> WordVectors:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return WordVectors.load(path)
+        is_run = not (path / CONFIG).exists() and (path / "model" / CONFIG).is_file()
+        return WordVectors.load(path / "model" if is_run else path)
     if path.is_file():
         return WordVectors.load_word2vec(path)
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import DataError, missing_package
+from hanmo.language import pick
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -302,5 +303,5 @@ def import_sparse() -> Any:
     try:
         from scipy import sparse
     except ImportError:
-        raise missing_package("scipy", "classical", "training GloVe vectors") from None
+        raise missing_package("scipy", "classical", pick("training GloVe vectors", "训练 GloVe 词向量")) from None
     return sparse

@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from hanmo.errors import DataError, ModelError, UsageError, missing_package, nearest
 from hanmo.folder import atomic_folder, fsync_path, read_json, verify, write_json
+from hanmo.language import pick
 from hanmo.models.calibration import Calibration
 from hanmo.models.linear_features import FeatureConfig, Vectorizer
 from hanmo.models.linear_training import (
@@ -126,7 +127,9 @@ class LinearClassifier:
         try:
             import sklearn  # noqa: F401
         except ImportError:
-            raise missing_package("scikit-learn", "classical", "training a linear classifier") from None
+            raise missing_package(
+                "scikit-learn", "classical", pick("training a linear classifier", "训练线性分类器")
+            ) from None
         self.labels = check_records(texts, labels, self.config.multi_label)
         numbers = {label: number for number, label in enumerate(self.labels)}
         targets_NL = np.zeros((len(texts), len(self.labels)))

@@ -137,6 +137,19 @@ class TransformerConfig:
                 f"there are {self.num_layers} layers, the list of layer types has {len(self.sliding_layers)}",
                 f"共有 {self.num_layers} 层，而层类型列表有 {len(self.sliding_layers)} 项",
             )
+        factors = [(self.rope_scaling or {}).get(name) or () for name in ("short_factor", "long_factor")]
+        if any(len(numbers) not in (0, (self.rotary_dim or self.head_dim) // 2) for numbers in factors):
+            raise contradiction(
+                f"LongRoPE needs {(self.rotary_dim or self.head_dim) // 2} factors, "
+                f"there are {len(factors[0])} short and {len(factors[1])} long ones",
+                "LongRoPE 的缩放因子个数与头的维数不符",
+            )
+        exact = self.relative_buckets // (2 if self.causal else 4)
+        if self.positions == "relative" and not 0 < exact < self.relative_distance:
+            raise contradiction(
+                f"{self.relative_buckets} buckets cannot hold distances up to {self.relative_distance}",
+                f"{self.relative_buckets} 个桶无法表示 {self.relative_distance} 以内的相对距离",
+            )
         if self.encoder is not None and self.encoder.hidden_size != self.hidden_size:
             raise contradiction("encoder and decoder differ in hidden size", "编码器与解码器的 hidden_size 不同")
         choices = {

@@ -217,8 +217,8 @@ def score(model: LanguageModel, prompt: Prompt, generated: list[int], echo: bool
     """
     ids = prompt.ids + generated
     if model.reads_source:
-        scores = model.answer_logprobs(prompt.ids, generated) if generated else []
-        values: list[float | None] = [*([None] * len(prompt.ids)), *map(float, scores)]
+        written = model.answer_logprobs(prompt.ids, generated).tolist()
+        values: list[float | None] = [*([None] * len(prompt.ids)), *written]
     else:
         values = [None, *(float(value) for value in model.logprobs(ids)[1:])]
     start = prompt.hidden if echo else len(prompt.ids)

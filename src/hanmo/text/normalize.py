@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable
 
 from hanmo.errors import missing_package
+from hanmo.language import pick
 
 # Cc without \n and \t, the byte-order mark inside a text, and two noncharacters; lone surrogates are handled apart
 UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff\ud800-\udfff]")
@@ -56,6 +57,8 @@ def simplifier() -> Callable[[str], str]:
     try:
         import opencc
     except ImportError:
-        raise missing_package("opencc", "chinese", "--simplify (traditional to simplified Chinese)") from None
+        raise missing_package(
+            "opencc", "chinese", pick("--simplify (traditional to simplified Chinese)", "--simplify（繁体转简体）")
+        ) from None
     convert: Callable[[str], str] = opencc.OpenCC("t2s").convert
     return convert

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 from hanmo.errors import UsageError, missing_package, nearest
+from hanmo.language import pick
 
 LANGUAGES = ("zh", "en")
 # CJK ideographs with extension A, compatibility forms, the supplementary planes, and the signs 々 and 〇
@@ -123,7 +124,7 @@ def load_cutter() -> Callable[[str], Iterable[str]]:
             warnings.simplefilter("ignore")  # about its own old idioms, nothing a user could change
             import jieba
     except ImportError:
-        raise missing_package("jieba", "classical", "cutting Chinese text into words") from None
+        raise missing_package("jieba", "classical", pick("cutting Chinese text into words", "中文分词")) from None
     logging.getLogger("jieba").setLevel(logging.ERROR)
     tokenizer = jieba.Tokenizer()
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())

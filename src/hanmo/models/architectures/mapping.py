@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import ModelError
+from hanmo.models.architectures.values import ROPE_KEYS, check_rope, check_values
 from hanmo.models.heads import HeadConfig, TransformConfig
 from hanmo.models.tensors import check_tensors
 from hanmo.models.transformer import Transformer, TransformerConfig
@@ -36,6 +37,7 @@ COMMON_KEYS = {  # of most families
     "intermediate_size": "intermediate_size",
     "max_position_embeddings": "max_position_embeddings",
 }
+NULL_MEANS_NONE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # and not the usual value
 LAYER_TYPES = ("full_attention", "sliding_attention")
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # the number of a layer inside a name
 
@@ -224,17 +226,13 @@ def read_fields(architecture: Architecture, raw: Raw) -> dict[str, Any]:
         KeyError: a key that must be there is absent.
     """
     fields = {"model_type": raw["model_type"], **architecture.constants}
-    own = {ours: key for key, ours in OTHER_KEYS.items() if key not in architecture.keys.values()}
-    for ours, key in {**own, **architecture.keys}.items():
-        if ours in architecture.keys or raw.get(key) is not None:
-            absent = raw.get(key) is None and ours in architecture.usual
-            value = architecture.usual[ours] if absent else raw[key]
-            check_value(key, value, ours)
-            if ours in architecture.keys:
-                fields[ours] = ACTIVATION_NAMES.get(value, value) if ours == "activation" else value
-    dropout = architecture.dropouts[0]
-    fields["dropout"] = raw.get(dropout, architecture.usual.get("dropout")) or 0.0
-    check_value(dropout, fields["dropout"], "dropout")
+    check_values(raw)
+    raw = {key: value for key, value in raw.items() if value is not None or key in NULL_MEANS_NONE}
+    for ours, key in {**architecture.keys, "tie_embeddings": "tie_word_embeddings"}.items():
+        absent = raw.get(key) is None and ours in architecture.usual
+        value = architecture.usual[ours] if absent else raw[key]
+        fields[ours] = ACTIVATION_NAMES.get(value, value) if ours == "activation" else value
+    fields["dropout"] = float(raw.get(architecture.dropouts[0], architecture.usual.get("dropout")) or 0.0)
     fields |= architecture.read({**raw, **{ours: value for ours, value in fields.items() if ours != "activation"}})
     if "head_dim" not in fields:
         fields["head_dim"] = fields["hidden_size"] // fields["num_heads"]
@@ -280,6 +278,7 @@ def refuse(raw: Raw, **usual: Any) -> None:
 def read_rope(raw: Raw, theta: float = 10_000.0) -> dict[str, Any]:
     """Base and rescaling of rotary positions, from the keys of any version of ``transformers``."""
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    check_values(rope, ROPE_KEYS)
     base = float(raw.get("rope_theta") or rope.pop("rope_theta", None) or theta)
     rope.pop("rope_theta", None)
     if "type" in rope:  # the name before transformers 4.43
@@ -289,6 +288,7 @@ def read_rope(raw: Raw, theta: float = 10_000.0) -> dict[str, Any]:
     if kind in ("llama3", "yarn", "longrope"):
         original = raw.get("original_max_position_embeddings") or raw["max_position_embeddings"]
         rope.setdefault("original_max_position_embeddings", original)
+    check_rope(rope, kind)
     return {"rope_theta": base, "rope_scaling": rope if kind != "default" else None}
 
 

@@ -55,7 +55,7 @@ USUAL = {
 
 def read(raw: Raw) -> dict[str, Any]:
     """What the keys do not give directly."""
-    refuse(raw, classifier_bias=False)
+    refuse(raw, classifier_bias=False, classifier_activation="gelu")
     rope, every = raw.get("rope_parameters") or {}, raw.get("global_attn_every_n_layers", 3)
     theta = {  # of the global and of the local layers
         kind: float((rope.get(f"{new}_attention") or {}).get("rope_theta") or raw.get(f"{kind}_rope_theta") or usual)

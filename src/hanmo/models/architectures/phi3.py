@@ -11,6 +11,7 @@ from hanmo.models.architectures.mapping import (
     read_rope,
     write_rope,
 )
+from hanmo.models.architectures.values import check_rope
 from hanmo.models.transformer import TransformerConfig
 
 KEYS = {
@@ -30,6 +31,7 @@ def read(raw: Raw) -> dict[str, Any]:
         rope["rope_scaling"]["rope_type"] = "longrope"
         original = raw.get("original_max_position_embeddings", 4096)
         rope["rope_scaling"].setdefault("original_max_position_embeddings", original)
+        check_rope(rope["rope_scaling"], "longrope")
     share = raw.get("partial_rotary_factor") or (raw.get("rope_parameters") or {}).get("partial_rotary_factor") or 1.0
     return {
         **rope,

@@ -767,6 +767,8 @@ def test_the_verb_converts_and_scores(trained, capsys, tmp_path):
         (["score", "MODEL", "absent.txt"], 3, "cannot be read"),
         (["train", "TEXTS", "--out", "TEXTS"], 2, "something else than word vectors"),
         (["train", "TEXTS", "--method", "glov"], 2, "did you mean 'glove'"),
+        (["train", "TEXTS", "--size", "0"], 2, "--size is 0"),
+        (["nearest", "MODEL", "cat", "-n", "0"], 2, "--number is 0"),
     ],
 )
 def test_mistakes_on_the_command_line(trained, capsys, arguments, code, says):

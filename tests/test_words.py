@@ -253,11 +253,11 @@ def test_a_recurrent_network_reads_the_whole_text_in_one_go(monkeypatch: pytest.
 
 
 def test_intervals_hold_the_value_and_are_told() -> None:
-    ids = np.random.default_rng(0).integers(0, 50, 6000)
+    ids = np.random.default_rng(0).integers(0, 50, 11000)
     model = NGramModel.train([ids[:3000]], 2, 50, bos_id=0, eos_id=0)
     row = word_perplexity(model, ids[3000:], name="m", split="test", eos_id=0, counts=counts(ids[3000:]))
     assert row.interval is not None and row.interval[0] < row.perplexity < row.interval[1]
-    assert "95% CI" in describe_words([row]) and "3,000 tokens" in describe_words([row])
+    assert "95% CI" in describe_words([row]) and "8,000 tokens" in describe_words([row])
     assert json.loads(json.dumps(row.as_dict()))["interval"] == list(row.interval)
 
 
@@ -417,6 +417,9 @@ def test_files_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["pretrain", paths[0], "--architecture", "ngram", *words]) == 0  # without files to score it on
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "no test file" in capsys.readouterr().err
+    empty = str(written(tmp_path / "empty.txt", ""))
+    assert main(["pretrain", empty, "--tokenizer", "words", "--architecture", "ngram", "--out", empty + ".run"]) == 3
+    assert f"error: {empty}: there is no text" in capsys.readouterr().err
 
 
 def test_architectures_on_an_ordinary_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

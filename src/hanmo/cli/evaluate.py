@@ -21,8 +21,8 @@ class EvaluateSettings(CommonSettings, DataSettings):
     """Settings of ``hanmo evaluate``."""
 
     model: str = argument(
-        "a run, a model folder, a GGUF file or a name from the catalog",
-        zh="运行目录、模型文件夹、GGUF 文件或目录中的名称",
+        "a run, a model folder, a GGUF or ARPA file or a name from the catalog",
+        zh="运行目录、模型文件夹、GGUF 或 ARPA 文件，或目录中的名称",
     )
     paths: list[str] = argument(
         "texts, or a folder that 'hanmo data' wrote; default: the data of the run",
@@ -30,7 +30,11 @@ class EvaluateSettings(CommonSettings, DataSettings):
         many=True,
     )
     part: str = option("test", "the split to score", zh="要评测的部分", choices=("test", "validation"))
-    out: str | None = option(None, "where texts are prepared; default: evaluation-data", zh="文本的处理目录")
+    out: str | None = option(
+        None,
+        "where texts are prepared; default: evaluation-data (of models of words nothing is kept)",
+        zh="文本的处理目录；默认 evaluation-data（词模型不保留）",
+    )
     device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
 
 

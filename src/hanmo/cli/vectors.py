@@ -16,7 +16,7 @@ from hanmo.errors import UsageError, nearest
 from hanmo.folder import make_folder, read_manifest
 from hanmo.language import pick
 from hanmo.progress import Progress, human_count
-from hanmo.settings import CommonSettings, argument, option
+from hanmo.settings import CommonSettings, argument, flag, option
 
 if TYPE_CHECKING:
     from hanmo.data.corpus import Corpus
@@ -57,6 +57,16 @@ class VectorsSettings(CommonSettings, DataSettings):
     )
     number: int = option(10, "how many words to show", zh="显示多少个词", short="-n")
 
+    def check(self) -> None:
+        """Raise UsageError for values that cannot work, before any file is read."""
+        super().check()
+        for name in ("size", "window", "min_count", "epochs", "number"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(
+                    f"{flag(name)} is {value}, and must be 1 or more", zh=f"{flag(name)} 为 {value}，至少应为 1"
+                )
+
 
 class SegmentedCorpus:
     """The training split as lists of words: cut once, kept in a file, read again in every pass."""
@@ -95,6 +105,7 @@ def run(settings: VectorsSettings) -> Outcome:
             fix=fix,
             zh=f"未知动作 '{settings.action}'，{fix}",
         )
+    settings.check()
     return actions[settings.action](settings)
 
 
@@ -117,6 +128,7 @@ def open_model(settings: VectorsSettings, usage: str, least: int, most: int | No
 
 def train(settings: VectorsSettings) -> Outcome:
     """Read, clean and cut the texts, learn vectors, save."""
+    from hanmo.models.embedding_training import require_packages
     from hanmo.models.embeddings import WordVectors
 
     out = Path(settings.out)
@@ -127,6 +139,7 @@ def train(settings: VectorsSettings) -> Outcome:
             fix="choose an empty or new folder with --out",
             zh="这个文件夹里有其他内容，写入会覆盖它们。请用 --out 另选一个空文件夹",
         )
+    require_packages(settings.method)
     corpus = prepare_corpus(settings.items, settings, out.parent / f"{out.name}-data")
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.words-") as folder:

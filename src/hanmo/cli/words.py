@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.road import Texts, other_recipe
 from hanmo.data.settings import DataSettings
-from hanmo.errors import UsageError
+from hanmo.errors import DataError, UsageError
 from hanmo.folder import read_json, read_manifest, write_json
 from hanmo.language import pick
 from hanmo.settings import flag, notice
@@ -53,7 +53,11 @@ def read_words(run: Path, files: dict[str, list[str]], vocab_size: int | None, *
     from hanmo.text.training import train_words
 
     sentences = (sentence.words for sentence in read_sentences(files["train"]))
-    tokenizer = train_words(sentences, vocab_size=vocab_size)
+    try:
+        tokenizer = train_words(sentences, vocab_size=vocab_size)
+    except DataError as error:
+        error.where = error.where or ", ".join(files["train"])  # no line to blame: there are no words
+        raise
     data = run / "data"
     if unchanged and data.is_dir():
         with tempfile.TemporaryDirectory(prefix=".data-", dir=run) as scratch:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hanmo.errors import DataError
-from hanmo.evaluation.intervals import RESAMPLES, Interval, bootstrap_sums, percentile_interval
+from hanmo.evaluation.intervals import MIN_UNITS, RESAMPLES, Interval, bootstrap_sums, percentile_interval
 from hanmo.evaluation.likelihood import Likelihood, describe_unit
 from hanmo.language import pick
 
@@ -84,7 +84,7 @@ def compare(first: Likelihood, second: Likelihood, *, resamples: int = RESAMPLES
         )
     differences = first.unit_nats - second.unit_nats
     interval = None
-    if differences.size > 1 and np.isfinite(differences).all():
+    if differences.size >= MIN_UNITS and np.isfinite(differences).all():
         sums = bootstrap_sums(np.stack([differences, first.unit_bytes], axis=1), resamples=resamples, seed=seed)
         interval = percentile_interval(sums[:, 0] / np.maximum(sums[:, 1], 1) / math.log(2))
     return Comparison(

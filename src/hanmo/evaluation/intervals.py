@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
+MIN_UNITS = 5  # fewer documents, blocks or pairs say nothing of their own spread
 CONFIDENCE = 0.95
 DRAWS_AT_ONCE = 1 << 20  # bounds the memory of the vectorised draws
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hanmo.errors import DataError, ModelError
-from hanmo.evaluation.intervals import RESAMPLES, Interval, bootstrap_sums, percentile_interval
+from hanmo.evaluation.intervals import MIN_UNITS, RESAMPLES, Interval, bootstrap_sums, percentile_interval
 from hanmo.evaluation.windows import token_logprobs
 from hanmo.models.ngram import NGramModel
 
@@ -209,7 +209,7 @@ def summarise(
     unit_tokens = np.diff(edges).astype(np.float64)
     unit_bytes = sizes.astype(np.float64) if unit == "documents" else _bytes_between(edges, spans, sizes, shares)
     loss_interval = bits_interval = None
-    if unit_nats.size > 1 and np.isfinite(unit_nats).all():
+    if unit_nats.size >= MIN_UNITS and np.isfinite(unit_nats).all():
         sums = bootstrap_sums(np.stack([unit_nats, unit_tokens, unit_bytes], axis=1), resamples=resamples, seed=seed)
         loss_interval = percentile_interval(sums[:, 0] / sums[:, 1])
         bits_interval = percentile_interval(sums[:, 0] / np.maximum(sums[:, 2], 1) / math.log(2))

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanmo.errors import DataError
-from hanmo.evaluation.intervals import RESAMPLES, Interval, percentile_interval
+from hanmo.evaluation.intervals import MIN_UNITS, RESAMPLES, Interval, percentile_interval
 from hanmo.models.embeddings import WordVectors
 
 Floats = NDArray[np.float64]
@@ -261,7 +261,9 @@ def correlation(first: Floats, second: Floats) -> float | None:
 
 
 def bootstrap_correlation(first: Floats, second: Floats, resamples: int, seed: int) -> Interval | None:
-    """Percentile interval of the correlation over resampled pairs; None where hardly any resample has one."""
+    """Percentile interval of the correlation over resampled pairs; None for too few pairs, or where hardly any resample has one."""
+    if len(first) < MIN_UNITS:
+        return None
     generator = np.random.default_rng(seed)
     drawn = (generator.integers(len(first), size=len(first)) for _ in range(resamples))
     found = [value for rows in drawn if (value := correlation(first[rows], second[rows])) is not None]

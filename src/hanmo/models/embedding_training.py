@@ -126,6 +126,32 @@ def count_words(sentences: Iterable[Sequence[str]], min_count: int) -> tuple[lis
     return [word for word, _ in kept], np.array([count for _, count in kept], dtype=np.int64), counter.total()
 
 
+def require_packages(method: str) -> None:
+    """Find out that a package is missing before any text is read.
+
+    Raises:
+        ResourceError: what the method needs is not installed.
+    """
+    if method == "glove":
+        glove.import_sparse()
+    else:
+        import_gensim(method)
+
+
+def import_gensim(method: str) -> Any:
+    """The module ``gensim.models``.
+
+    Raises:
+        ResourceError: gensim is not installed.
+    """
+    try:
+        import gensim.models as models
+    except ImportError:
+        purpose = pick(f"training {method} vectors", f"训练 {method} 词向量")
+        raise missing_package("gensim", "classical", purpose) from None
+    return models
+
+
 def train_with_glove(
     sentences: Iterable[Sequence[str]],
     words: list[str],
@@ -169,12 +195,7 @@ def train_with_gensim(
     progress: bool,
 ) -> tuple[glove.Floats, Subwords | None]:
     """Word2Vec or FastText vectors in the order of ``words``; of FastText also those of the n-grams."""
-    try:
-        from gensim.models import FastText, Word2Vec
-    except ImportError:
-        raise missing_package(
-            "gensim", "classical", pick(f"training {method} vectors", f"训练 {method} 词向量")
-        ) from None
+    gensim = import_gensim(method)
     settings: dict[str, Any] = {
         "vector_size": size,
         "window": window,
@@ -188,9 +209,9 @@ def train_with_gensim(
     if method == "fasttext":
         lengths = choose_lengths(words)
         buckets = choose_buckets(words, lengths)
-        model = FastText(min_n=lengths[0], max_n=lengths[1], bucket=buckets, **settings)
+        model = gensim.FastText(min_n=lengths[0], max_n=lengths[1], bucket=buckets, **settings)
     else:
-        model = Word2Vec(**settings)
+        model = gensim.Word2Vec(**settings)
     bar = Progress(method, total * epochs, "words") if progress else None
     passes = Passes(sentences, bar)
     model.build_vocab_from_freq(dict(zip(words, counts.tolist(), strict=True)))

@@ -33,6 +33,7 @@ from hanmo.models.linear_training import (
     FOLDS,
     LinearConfig,
     accuracy,
+    assign_folds,
     calibration_error,
     held_out_scores,
     text_weights,
@@ -183,9 +184,18 @@ class LinearClassifier:
             self.report["calibration"] = "none: too few texts with held-out scores"
             return
         weights_N = text_weights(known_NL, config)
-        self.calibration = Calibration.fit(config.calibration, scores_NL, known_NL, weights_N, config.multi_label)
-        for name, mapping in (("ece_before", raw), ("ece_after", self.calibration)):
-            self.report[name] = round(calibration_error(mapping.apply(scores_NL), known_NL, config), 4)
+
+        def fitted(chosen: Any) -> Calibration:
+            given = scores_NL[chosen], known_NL[chosen], weights_N[chosen]
+            return Calibration.fit(config.calibration, *given, config.multi_label)
+
+        self.calibration = fitted(slice(None))
+        after_NL = np.empty_like(scores_NL)
+        halves_N = assign_folds(known_NL, config) % 2
+        for half in (0, 1):  # a map is judged on texts that it was not fitted on
+            after_NL[halves_N == half] = fitted(halves_N != half).apply(scores_NL[halves_N == half])
+        for name, probabilities_NL in (("ece_before", raw.apply(scores_NL)), ("ece_after", after_NL)):
+            self.report[name] = round(calibration_error(probabilities_NL, known_NL, config), 4)
 
     def scores(self, texts: Sequence[str]) -> Floats:
         """Uncalibrated scores [N, L] of texts.

@@ -517,7 +517,7 @@ class Transformer(nn.Module):
                     parameter.zero_()
                 else:
                     small = "embed" in name or name.startswith(("lm_head", "head."))
-                    scale = 0.02 if small else parameter.size(1) ** -0.5
+                    scale = 0.02 / self.config.logit_scale if small else parameter.size(1) ** -0.5
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
     def encode(self, ids_BS: Tensor, *, mask_BS: Tensor | None = None) -> Memory:

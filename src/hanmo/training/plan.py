@@ -19,7 +19,7 @@ from hanmo.models.cost import num_parameters, training_flops_per_token, training
 from hanmo.models.device import available_memory
 from hanmo.models.recurrent import RecurrentConfig
 from hanmo.models.transformer import TransformerConfig
-from hanmo.progress import human_bytes, human_count, human_time
+from hanmo.progress import display_width, human_bytes, human_count, human_time
 from hanmo.settings import Resolution, notice, parse_duration
 from hanmo.training.optimizer import OptimizerSettings
 from hanmo.training.settings import SIZES, TrainingSettings
@@ -173,16 +173,23 @@ class Plan:
             pick("network", "网络"): describe_network(self.config),
             pick("parameters", "参数量"): human_count(self.parameters),
             pick("operations", "运算量"): f"{human_count(self.flops_per_token * self.tokens)}FLOP "
-            f"({human_count(self.flops_per_token)}FLOP per token)",
+            + pick(
+                f"({human_count(self.flops_per_token)}FLOP per token)",
+                f"（每词元 {human_count(self.flops_per_token)}FLOP）",
+            ),
             pick("memory", "内存"): human_bytes(self.memory),
-            pick("time", "时间"): f"{human_time(self.expected_seconds)} for {human_count(self.tokens)} tokens "
-            f"at {self.tokens_per_second:,.0f} tok/s",
+            pick("time", "时间"): f"{human_time(self.expected_seconds)} "
+            + pick(
+                f"for {human_count(self.tokens)} tokens at {self.tokens_per_second:,.0f} tok/s",
+                f"（{human_count(self.tokens)} 词元，{self.tokens_per_second:,.0f} 词元/秒）",
+            ),
         }
 
     def describe(self) -> str:
         """The estimates for people."""
         head = pick("expected, before the start:", "开始之前的估计：")
-        return "\n".join([head, *(f"  {name:<12} {value}" for name, value in self.rows().items())])
+        lines = [f"  {name}{' ' * (13 - display_width(name))}{value}" for name, value in self.rows().items()]
+        return "\n".join([head, *lines])
 
 
 def describe_network(c: TransformerConfig | RecurrentConfig) -> str:
@@ -345,7 +352,7 @@ def make_horizon(
     per_step = settings.batch_size * settings.context
     max_tokens = max_epochs * train_tokens
     if settings.max_steps is not None or settings.epochs is not None:
-        steps = settings.max_steps or max(1, int((settings.epochs or 0) * (train_tokens // per_step)))
+        steps = settings.max_steps or max(1, int((settings.epochs or 0) * ((train_tokens - 1) // per_step)))
         return Horizon(None, steps, float(steps * per_step), max_tokens, capped=False)
     tokens = expected_tokens(settings, speed, train_tokens, max_epochs)
     seconds = horizon_seconds(settings)

@@ -261,7 +261,7 @@ def correlation(first: Floats, second: Floats) -> float | None:
 
 
 def bootstrap_correlation(first: Floats, second: Floats, resamples: int, seed: int) -> Interval | None:
-    """Percentile interval of the correlation over resampled pairs; None for too few pairs, or where hardly any resample has one."""
+    """Percentile interval of the correlation over resampled pairs; None where too few of them have one."""
     if len(first) < MIN_UNITS:
         return None
     generator = np.random.default_rng(seed)

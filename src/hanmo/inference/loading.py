@@ -89,7 +89,7 @@ def load_language_model(name: str | Path, *, device: str = "auto", offline: bool
             f"this model is a {kind} and writes no text",
             where=str(name),
             fix="give a language model (hanmo models lists what each one is for); word vectors: hanmo vectors score",
-            zh=f"这个模型是 {kind}，不能生成文本。请换一个语言模型（hanmo models 会列出用途）；词向量请用 hanmo vectors score",
+            zh=f"这个模型是 {kind}，不能生成文本。请换用语言模型（见 hanmo models）；词向量请用 hanmo vectors score",
         )
     return model
 

@@ -58,14 +58,16 @@ RECURRENT_LADDER = dict(
     )
 )
 WORD_SIZE = "micro"
-WORD_EPOCHS = 8.0
+WORD_EPOCHS = 6.0
 MAX_EPOCHS = 40.0  # dropout lets a network profit from more passes than the ten of a transformer without it
 STREAMS = 20
 CONTEXT = 35  # steps of truncated back-propagation (Zaremba et al. 2014); words depend on little before that
 TOKEN_CONTEXT = 64  # pieces and characters are shorter than words
 LEAST_STEPS_PER_EPOCH = 20
-MATRIX_RATE = 0.012  # at 0.02 the loss of a long run rose again before its rate fell
+MATRIX_RATE = 0.02
 EMBEDDING_RATE = 0.3  # times the matrix rate
+# Most words are rare: with 0.95 the validation loss after 600 steps was 5.34, with 0.99 it was 5.20 (small LSTM).
+BETAS = (0.9, 0.99)
 
 
 def recurrent_config(cell: str, size: str, vocab_size: int, dropout: float = 0.0) -> RecurrentConfig:
@@ -181,7 +183,9 @@ def make_recurrent_plan(
     rate = settings.learning_rate
     return Plan(
         config=config,
-        optimizer=OptimizerSettings(rate, EMBEDDING_RATE * rate, EMBEDDING_RATE * rate, settings.weight_decay),
+        optimizer=OptimizerSettings(
+            rate, EMBEDDING_RATE * rate, EMBEDDING_RATE * rate, settings.weight_decay, betas=BETAS
+        ),
         batch_size=settings.batch_size,
         micro_batch=settings.micro_batch,
         seconds=horizon.seconds,

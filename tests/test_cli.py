@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import re
@@ -22,6 +23,7 @@ import pytest
 from hanmo.cli import docs
 from hanmo.cli import main as cli
 from hanmo.cli.main import VERBS, main
+from hanmo.evaluation.intervals import MIN_UNITS
 
 HEAVY = ("torch", "numpy", "tokenizers", "tiktoken", "transformers", "fastapi", "pyarrow", "opencc", "gguf", "jinja2")
 HOSTILE = "<img src=x onerror=alert(1)> & "
@@ -298,7 +300,8 @@ def test_build_tells_everything_in_one_document(road: SimpleNamespace) -> None:
     assert (uniform["name"], ngram["name"], model["name"]) == ("uniform", "5-gram Kneser-Ney", "run")
     assert uniform["perplexity"] == pytest.approx(300)
     for row in stored["rows"]:
-        low, high = row["bits_per_byte_interval"]
+        assert (row["bits_per_byte_interval"] is None) == (row["units"] < MIN_UNITS)  # too little text for an interval
+        low, high = row["bits_per_byte_interval"] or (0, math.inf)
         assert low <= row["bits_per_byte"] <= high
     assert ngram["bits_per_byte"] < uniform["bits_per_byte"] > model["bits_per_byte"], (
         "twenty steps beat knowing nothing"

@@ -250,3 +250,21 @@ def test_large_weights_are_stored_in_shards(tmp_path: Path, tokenizer: Tokenizer
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, theirs.eval()(ids).logits)
         torch.testing.assert_close(hanmo.load(tmp_path / "ours").model(ids), theirs(ids).logits)
+
+
+def test_a_tensor_of_the_wrong_shape_is_named_with_its_folder(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "m"
+    config = transformers.LlamaConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save(folder)
+    state = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**state, name: state[name][:-1].contiguous()}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"q_proj.weight' has shape \(15, 16\), expected \(16, 16\)") as caught:
+        hanmo.load(folder)
+    assert caught.value.where == str(folder) and "download the folder again" in caught.value.fix

@@ -68,7 +68,11 @@ def load_folder(folder: str | Path, *, dtype: torch.dtype | None = None) -> Load
     state: dict[str, Tensor] = {}
     for path in files:
         state.update(read_safetensors(path, dtype))
-    config, state = take_over(config, state)
+    try:
+        config, state = take_over(config, state)
+    except ModelError as error:
+        fix = error.fix or "copy or download the folder again"
+        raise ModelError(error.what, where=str(folder), why=error.why, fix=fix, zh=error.zh) from None
     return LoadedModel(config, state, tokenizer, generation, str(folder), checked=True)
 
 

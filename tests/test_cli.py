@@ -389,7 +389,9 @@ def test_resuming_again_and_again_keeps_what_was_computed(
     weights = (run / "model" / "model.safetensors").read_bytes()
     first = json.loads((run / "settings.json").read_text())
     assert "learning_rate" in first["computed"] and "size" in first["computed"]
-    monkeypatch.setattr(plan, "learning_rate", lambda _: 0.5)  # another machine, or a newer version
+    monkeypatch.setattr(
+        plan, "learning_rate", lambda _: (0.5, "another machine")
+    )  # another machine, or a newer version
     for _ in range(2):
         trained.append(call(*arguments, "--resume", "--json").json)
         again = json.loads((run / "settings.json").read_text())

@@ -460,21 +460,26 @@ def test_any_split_of_the_streams_gives_the_same_gradients(micro_batch: int) -> 
         model, goal = make().double(), streams(size)
         for step in range(3):
             for batch in goal.micro_batches(step):
-                (goal.loss(model, batch) / goal.tokens_per_step()).backward()
+                (goal.loss(model, batch) / goal.step_weight(step)).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert gradients[0].norm() > 0.01
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
 
 
-def test_validation_reads_the_whole_split_as_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_reads_the_whole_split_as_one_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     goal, model = streams(), make()
+    run = Trainer(model, goal, FitSettings(OptimizerSettings(), max_steps=1), tmp_path, device=CPU)
+
+    def validate(limit: int | None = None) -> float:
+        return run.validate(limit)["loss"]
+
     ids = torch.from_numpy(goal.validation.astype(np.int64)).unsqueeze(0)
     inputs = torch.cat((torch.zeros(1, 1, dtype=torch.int64), ids[:, :-1]), 1)
     expected = float(model.loss(inputs, ids).detach()) / ids.numel()
-    assert abs(goal.validate(model, CPU) - expected) < 1e-6
-    monkeypatch.setattr("hanmo.training.objectives.VALIDATION_TOKENS", 37)
-    assert abs(goal.validate(model, CPU) - expected) < 1e-6
-    assert abs(goal.validate(model, CPU, 100) - float(model.loss(inputs[:, :100], ids[:, :100]).detach()) / 100) < 1e-6
+    assert abs(validate() - expected) < 1e-6
+    monkeypatch.setattr("hanmo.training.objectives.causal.VALIDATION_TOKENS", 37)
+    assert abs(validate() - expected) < 1e-6
+    assert abs(validate(100) - float(model.loss(inputs[:, :100], ids[:, :100]).detach()) / 100) < 1e-6
 
 
 def trainer(run: Path, *, resume: bool = False, **options: object) -> Trainer[RecurrentModel]:
@@ -534,7 +539,7 @@ def test_without_its_carried_state_a_resumed_run_would_differ(tmp_path: Path) ->
 def test_training_learns(tmp_path: Path) -> None:
     model = make(dataclasses.replace(CONFIG, embedding_size=32, hidden_size=32, dropout=0.05))
     run = Trainer(model, streams(), FitSettings(OptimizerSettings(), max_steps=100), tmp_path, device=CPU)
-    before = run.objective.validate(run.model, CPU)
+    before = run.validate()["loss"]
     result = run.fit()
     assert result.validation_loss < before - 0.3
     assert result.tokens == 100 * 4 * 16

@@ -23,9 +23,10 @@ from hanmo.models.transformer import Transformer, TransformerConfig
 from hanmo.progress import RunLog
 from hanmo.training import checkpoint as checkpoints
 from hanmo.training.checkpoint import TrainingState, load_newest, run_lock, save_checkpoint
-from hanmo.training.fit import FitSettings, Trainer, rate_scale
+from hanmo.training.fit import FitSettings, Trainer
 from hanmo.training.objectives import CausalLanguageModeling
 from hanmo.training.optimizer import Optimizer, OptimizerSettings, orthogonalize
+from hanmo.training.schedule import Schedule
 
 CONFIG = TransformerConfig(61, 32, 2, 4, 2, 8, 48, 32, qk_norm=True, model_type="qwen3")
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def test_any_split_of_a_batch_gives_the_same_gradient(micro_batch: int) -> None:
                 parameter.add_(torch.linspace(-0.1, 0.1, parameter.numel(), dtype=torch.float64).view_as(parameter))
         goal = objective(size, batch_size=32)
         for batch in goal.micro_batches(4):
-            (goal.loss(model, batch) / goal.tokens_per_step()).backward()
+            (goal.loss(model, batch) / goal.step_weight(4)).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert gradients[0].norm() > 0.01
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
@@ -286,10 +287,10 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
 
 def test_training_learns_and_keeps_the_best_weights(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=150)
-    before = run.objective.validate(run.model, CPU)
+    before = run.validate()["loss"]
     result = run.fit()
     assert result.validation_loss < before - 0.5
-    assert abs(run.objective.validate(run.model, CPU) - result.validation_loss) < 1e-6
+    assert abs(run.validate()["loss"] - result.validation_loss) < 1e-6
     assert result.tokens == 150 * 8 * 16
 
 
@@ -354,7 +355,7 @@ def test_a_split_shorter_than_a_window_says_what_to_do() -> None:
 
 
 def test_schedule_warms_up_holds_and_falls() -> None:
-    values = [rate_scale(step / 1000, step) for step in range(1001)]
+    values = [Schedule().scale(step / 1000, step) for step in range(1001)]
     assert values[0] == pytest.approx(1 / 20) and values[100] == 1.0 and values[400] == 1.0
     assert values[1000] == pytest.approx(0.02)
     assert all(a >= b for a, b in pairwise(values[20:]))

@@ -1,7 +1,6 @@
 """``python -m hanmo`` is the command ``hanmo``."""
 
-import sys
-
 from hanmo.cli.main import main
+from hanmo.training.launch import leave
 
-sys.exit(main())
+leave(main())

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import re
 import sys
 import types
@@ -395,7 +396,12 @@ def parse_duration(text: str) -> float:
 
 
 def notice(message: str) -> None:
-    """Tell the user something on standard error; standard output belongs to results."""
+    """Tell the user something on standard error; standard output belongs to results.
+
+    Of several processes that train together, only the first one talks.
+    """
+    if os.environ.get("HANMO_FOLLOWER"):
+        return
     print(message, file=sys.stderr, flush=True)
 
 

@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from hanmo.cli.outcome import Outcome
-from hanmo.cli.road import RoadSettings, open_run, train_run, versions
+from hanmo.cli.road import RoadSettings, train_run, versions
+from hanmo.cli.together import run_together
 from hanmo.errors import UsageError
 from hanmo.folder import write_json
 from hanmo.language import pick
 from hanmo.settings import argument, notice
 
 if TYPE_CHECKING:
+    import torch
+
     from hanmo.data.corpus import Corpus
     from hanmo.data.tokens import TokenCorpus
     from hanmo.evaluation.comparison import Comparison
     from hanmo.evaluation.report import Sample
     from hanmo.inference.engine import LanguageModel
     from hanmo.training.plan import Plan
+    from hanmo.training.processes import Processes
 
 HELP = "own texts -> data, tokenizer, training, evaluation, model folder and report"
 HELP_ZH = "一条命令：数据、分词器、训练、评测、模型文件夹与报告"
@@ -95,11 +99,17 @@ def run(settings: BuildSettings) -> Outcome:
             fix=command,
             zh=f"{strange} 请用于 hanmo pretrain：{command}",
         )
-    with open_run(settings.paths, settings) as folder:
-        return build(folder, settings)
+    if settings.devices > 1:
+        raise UsageError(
+            "--devices belongs to hanmo pretrain",
+            fix="hanmo pretrain --devices N, then hanmo evaluate",
+            zh="--devices 请用于 hanmo pretrain，然后用 hanmo evaluate 评测",
+        )
+    with run_together(settings.paths, settings) as (folder, processes, device):
+        return build(folder, settings, processes, device)
 
 
-def build(folder: Path, settings: BuildSettings) -> Outcome:
+def build(folder: Path, settings: BuildSettings, processes: Processes, device: torch.device) -> Outcome:
     """Train, evaluate and report in the folder that this process holds."""
     from hanmo.evaluation.baselines import evaluate_with_baselines
     from hanmo.evaluation.report import ReportContent, read_log, render
@@ -107,7 +117,7 @@ def build(folder: Path, settings: BuildSettings) -> Outcome:
     from hanmo.text.report import tokenizer_report
 
     start = time.monotonic()
-    trained = train_run(folder, settings.paths, settings)
+    trained = train_run(folder, settings.paths, settings, processes, device)
     trained_at = time.monotonic()
     model = load(trained.model_folder)
     corpus, tokens = trained.texts.corpus, cast("TokenCorpus", trained.texts.tokens)

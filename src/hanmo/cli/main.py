@@ -15,13 +15,14 @@ from hanmo import __version__
 from hanmo.errors import HanmoError, Interrupted, ResourceError, UsageError, nearest
 from hanmo.folder import CANNOT_WRITE
 from hanmo.language import pick
-from hanmo.settings import notice, parse
+from hanmo.settings import parse
 
 VERBS = (
     "build",
     "data",
     "tokenizer",
     "pretrain",
+    "finetune",
     "evaluate",
     "vectors",
     "generate",
@@ -99,7 +100,7 @@ def run_verb(arguments: list[str]) -> int:
         os.environ["HANMO_OFFLINE"] = "1"
         os.environ["HF_HUB_OFFLINE"] = "1"
     outcome = verb.run(settings)
-    if outcome is not None:
+    if outcome is not None and not os.environ.get("HANMO_FOLLOWER"):
         print(as_json(outcome.data) if settings.json else outcome.text)
     return 0
 
@@ -133,7 +134,7 @@ def known_failure(error: Exception) -> HanmoError | None:
 def report_error(error: HanmoError, json_wanted: bool) -> None:
     """Show an error to a person on standard error, and to a program on standard output if it asked for JSON."""
     label = pick("stopped", "已停止") if isinstance(error, Interrupted) else pick("error", "错误")
-    notice(f"{label}: {error}")
+    print(f"{label}: {error}", file=sys.stderr, flush=True)
     if json_wanted:
         fields = {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}
         print(as_json({"error": {**fields, "exit_code": error.exit_code}}))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.road import RoadSettings, open_run, train_run
+from hanmo.cli.together import run_together, start_workers
 from hanmo.errors import UsageError
 from hanmo.language import pick
 from hanmo.progress import human_time
@@ -80,11 +81,16 @@ def word_files(settings: PretrainSettings) -> dict[str, list[str]] | None:
 
 def run(settings: PretrainSettings) -> Outcome:
     """Train and tell how it ended."""
+    settings.check()
     words = word_files(settings)
-    with open_run(settings.paths, settings) as folder:
-        if settings.architecture == "ngram":
+    if settings.architecture == "ngram":
+        with open_run(settings.paths, settings) as folder:
             return count(folder, settings, words)
-        trained = train_run(folder, settings.paths, settings, words)
+    start_workers(settings)
+    with run_together(settings.paths, settings) as (folder, processes, device):
+        trained = train_run(folder, settings.paths, settings, processes, device, words)
+        if not processes.main:
+            return Outcome({}, "")
         result = trained.result
         data = {"run": str(trained.run), "model": str(trained.model_folder), **asdict(result)}
         loss = f"{result.validation_loss:.4f}"

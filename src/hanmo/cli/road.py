@@ -8,10 +8,10 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hanmo import __version__
 from hanmo.data.settings import DataSettings
@@ -23,12 +23,30 @@ from hanmo.text.settings import TokenizerSettings
 from hanmo.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from hanmo.data.corpus import Corpus
     from hanmo.data.sentences import WordCorpus
     from hanmo.data.tokens import TokenCorpus
     from hanmo.text.tokenizer import Tokenizer
     from hanmo.training.fit import FitResult
     from hanmo.training.plan import Plan
+    from hanmo.training.processes import Processes
+    from hanmo.training.trackers import Tracker
+
+
+NOT_DECISIVE = {  # settings that change how a run is done, not what comes out of it
+    "resume",
+    "checkpoint_every",
+    "device",
+    "devices",
+    "shard",
+    "activation_checkpointing",
+    "micro_batch",
+    "keep_best",
+    "track",
+    "search",
+}
 
 
 @dataclass
@@ -45,6 +63,16 @@ class RoadSettings(CommonSettings, DataSettings, TokenizerSettings, TrainingSett
         """Raise UsageError for values that cannot work, before any file is read."""
         super().check()
         self.check_training()
+
+
+class RunFolderSettings(Protocol):
+    """What decides where a run lies and what may happen to an earlier one there."""
+
+    out: str | None
+    overwrite: bool
+    resume: bool
+
+    def check(self) -> None: ...
 
 
 @dataclass
@@ -84,7 +112,7 @@ class TrainedRun:
         return self.texts.tokenizer
 
 
-def choose_out(settings: RoadSettings, paths: list[str]) -> Path:
+def choose_out(settings: RunFolderSettings, paths: list[str]) -> Path:
     """The folder of the run: ``--out``, else ``runs/`` and the name of the first path."""
     if settings.out:
         return Path(settings.out)
@@ -92,7 +120,7 @@ def choose_out(settings: RoadSettings, paths: list[str]) -> Path:
     return Path("runs") / (name or "corpus")
 
 
-def refuse_finished_run(run: Path, settings: RoadSettings) -> None:
+def refuse_finished_run(run: Path, settings: RunFolderSettings) -> None:
     """Never write over a model or its checkpoints by accident, and never over what is not a run of ours.
 
     Raises:
@@ -235,7 +263,7 @@ def recipe_fingerprint(settings: RoadSettings, tokens: TokenCorpus | WordCorpus,
     from hanmo.models.recurrent import RecurrentConfig
     from hanmo.training.settings import TrainingSettings
 
-    names = {item.name for item in fields(TrainingSettings)} - {"resume", "checkpoint_every", "device", "micro_batch"}
+    names = {item.name for item in fields(TrainingSettings)} - NOT_DECISIVE
     names -= {"architecture", "order", "dropout"}  # the network says them
     decisive = {name: getattr(settings, name) for name in sorted(names)}
     if decisive["epochs"] is None:
@@ -247,7 +275,7 @@ def recipe_fingerprint(settings: RoadSettings, tokens: TokenCorpus | WordCorpus,
 
 
 @contextmanager
-def open_run(paths: list[str], settings: RoadSettings) -> Iterator[Path]:
+def open_run(paths: list[str], settings: RunFolderSettings) -> Iterator[Path]:
     """The folder of the run, held for this process alone while the block lasts.
 
     Raises:
@@ -264,57 +292,108 @@ def open_run(paths: list[str], settings: RoadSettings) -> Iterator[Path]:
         yield run
 
 
+@dataclass
+class Prepared:
+    """What stands before the training begins."""
+
+    texts: Texts
+    plan: Plan
+    record: dict[str, Any]
+
+
+def prepare_run(
+    run: Path,
+    paths: list[str],
+    settings: RoadSettings,
+    words: dict[str, list[str]] | None,
+    processes: Processes,
+    device: torch.device,
+) -> Prepared:
+    """Data, tokenizer and plan; of several processes the first one settles them, the others take them over."""
+    from hanmo.cli.fitting import choose_size, make_plan
+    from hanmo.cli.words import read_words
+    from hanmo.training import plan as dial
+    from hanmo.training.acceleration import even_micro_batch
+    from hanmo.training.launch import launch_id
+
+    resolution, follower = Resolution(), not processes.main
+    restore_choices(run, settings, resolution, always=follower)
+    machine = dial.measure_machine(device)
+    if words is None:
+        corpus = prepare_corpus(paths, settings, run / "data", unchanged=settings.resume or follower)
+        size = choose_size(settings, resolution, machine, None)
+        kept = run / "tokenizer"  # the others read what the first has trained
+        tokenizer = named_tokenizer(str(kept)) if follower else make_tokenizer(corpus, settings, resolution, size)
+        if settings.objective == "masked" and not follower:
+            from hanmo.training.objectives.words import with_mask
+
+            tokenizer = with_mask(tokenizer)
+        if processes.share.count > 1 and not follower:
+            tokenizer.save(kept)
+        texts = Texts(corpus, corpus.tokenize(tokenizer), tokenizer)
+    else:
+        texts = read_words(run, words, settings.vocab_size, unchanged=settings.resume or follower)
+        choose_size(settings, resolution, machine, texts.tokens.vocab_size)
+    plan = make_plan(settings, resolution, texts, machine, device)
+    if processes.share.count > 1:
+        plan = replace(plan, micro_batch=even_micro_batch(plan.batch_size, plan.micro_batch, processes.share.count))
+    notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
+    recipe = recipe_fingerprint(settings, texts.tokens, plan)
+    record = {**resolution.record(settings), "recipe": recipe, "launch": launch_id(), **versions()}
+    if follower:
+        return Prepared(texts, plan, record)
+    if settings.resume:
+        refuse_other_recipe(run, recipe)
+    else:  # only now: a mistake in the paths or settings must not cost the earlier run
+        clear_run(run)
+    write_json(run / "settings.json", record)
+    return Prepared(texts, plan, record)
+
+
 def train_run(
-    run: Path, paths: list[str], settings: RoadSettings, words: dict[str, list[str]] | None = None
+    run: Path,
+    paths: list[str],
+    settings: RoadSettings,
+    processes: Processes,
+    device: torch.device,
+    words: dict[str, list[str]] | None = None,
 ) -> TrainedRun:
     """Data, tokenizer and training; ends with the model folder at ``<run>/model``.
 
     Args:
-        run: the folder that :func:`open_run` holds.
+        run, processes, device: what :func:`hanmo.cli.together.run_together` gives.
         words: the files of each split of a word-level corpus, which is not cleaned and not divided; ``paths`` are then
             not read.
 
     Raises:
         HanmoError: whatever goes wrong on the way. Until the training starts, an earlier run in the folder is intact.
     """
-    from hanmo.cli.fitting import choose_size, fit, make_plan, save_model
-    from hanmo.cli.words import read_words
-    from hanmo.models.device import choose_device, set_threads
-    from hanmo.training import plan as dial
+    from hanmo.cli.fitting import fit, save_model
+    from hanmo.evaluation.training_report import TrainingReport
+    from hanmo.training.trackers import open_trackers
 
-    resolution = Resolution()
-    restore_choices(run, settings, resolution)
-    set_threads()
-    device = choose_device(settings.device)
-    machine = dial.measure_machine(device)
-    if words is None:
-        corpus = prepare_corpus(paths, settings, run / "data", unchanged=settings.resume)
-        size = choose_size(settings, resolution, machine, None)
-        tokenizer = make_tokenizer(corpus, settings, resolution, size)
-        texts = Texts(corpus, corpus.tokenize(tokenizer), tokenizer)
-    else:
-        texts = read_words(run, words, settings.vocab_size, unchanged=settings.resume)
-        choose_size(settings, resolution, machine, texts.tokens.vocab_size)
-    plan = make_plan(settings, resolution, texts, machine, device)
-    notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
-    notice(plan.describe())
-    recipe = recipe_fingerprint(settings, texts.tokens, plan)
-    record = {**resolution.record(settings), "recipe": recipe, **versions()}
-    if settings.resume:
-        refuse_other_recipe(run, record["recipe"])
-    else:  # only now: a mistake in the paths or settings must not cost the earlier run
-        clear_run(run)
-    write_json(run / "settings.json", record)
-    model, result = fit(run, settings, plan, texts.tokens, device, record["recipe"])
-    trained = TrainedRun(run, texts, plan, result, record)
-    save_model(trained, model)
+    prepared: Prepared = processes.first_main(lambda: prepare_run(run, paths, settings, words, processes, device))
+    record, plan = prepared.record, prepared.plan
+    report = TrainingReport(
+        run, plan=plan.rows(), settings=record["settings"], computed=record["computed"], versions=versions()
+    )
+    trackers: tuple[Tracker, ...] = ()
+    if processes.main:
+        trackers = (report, *open_trackers(settings.track, run, record["settings"], offline=settings.offline))
+    try:
+        model, result = fit(run, settings, prepared, processes, device, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    trained = TrainedRun(run, prepared.texts, plan, result, record)
+    save_model(trained, model, processes)
     return trained
 
 
-def restore_choices(run: Path, settings: RoadSettings, resolution: Resolution) -> None:
+def restore_choices(run: Path, settings: RunFolderSettings, resolution: Resolution, *, always: bool = False) -> None:
     """On ``--resume``, take over what was computed at the first start: the machine may be busier or idler now."""
     path = run / "settings.json"
-    if not (settings.resume and path.is_file()):
+    if not ((settings.resume or always) and path.is_file()):
         return
     record = read_json(path)
     for name, reason in record["computed"].items():  # recorded again, so that a second --resume finds them too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -110,14 +110,19 @@ def render(content: ReportContent) -> str:
         ("Time · 用时", pairs([(name, human_time(seconds)) for name, seconds in content.timings.items()])),
         ("Settings and why · 设置与理由", settings_table(content.settings, content.computed)),
     ]
+    return page(content.name, content.verdict, sections, content.versions)
+
+
+def page(name: str, verdict: str, sections: Sequence[tuple[str, str]], versions: Mapping[str, str]) -> str:
+    """A whole page from its sections, titles and HTML."""
     body = "".join(f"<h2>{escape(title)}</h2>{html}" for title, html in sections)
-    made = " · ".join(f"{name} {version}" for name, version in content.versions.items())
+    made = " · ".join(f"{tool} {version}" for tool, version in versions.items())
     return (
         f'<!doctype html><html lang="{language()}"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(content.name)} · Hanmo</title><style>{STYLE}</style>"
-        f"<h1>{escape(content.name)}</h1><p class=soft>Hanmo 翰墨 · {escape(made)}</p>"
-        f"<p class=verdict>{escape(content.verdict)}</p>{body}</html>\n"
+        f"<title>{escape(name)} · Hanmo</title><style>{STYLE}</style>"
+        f"<h1>{escape(name)}</h1><p class=soft>Hanmo 翰墨 · {escape(made)}</p>"
+        f"<p class=verdict>{escape(verdict)}</p>{body}</html>\n"
     )
 
 

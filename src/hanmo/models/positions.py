@@ -132,6 +132,18 @@ def relative_buckets(T: int, S: int, config: TransformerConfig, device: torch.de
     return side + torch.where(distance < exact, distance, far)
 
 
+def segment_positions(segments_BT: Tensor) -> Tensor:
+    """Positions counted from the beginning of each run of equal numbers, int64 ``[B, T]``.
+
+    >>> segment_positions(torch.tensor([[1, 1, 1, 2, 2, 0]])).tolist()
+    [[0, 1, 2, 0, 1, 0]]
+    """
+    places_T = torch.arange(segments_BT.size(1), device=segments_BT.device)
+    begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return places_T - torch.where(begins_BT, places_T, 0).cummax(1).values
+
+
 def attention_mask(
     T: int,
     start: int,

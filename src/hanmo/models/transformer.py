@@ -43,7 +43,17 @@ from torch import Tensor, nn
 from hanmo.errors import ModelError, nearest
 from hanmo.models.cache import KVCache, Memory
 from hanmo.models.heads import Head, HeadConfig, Transform, TransformConfig, activation
-from hanmo.models.positions import Rotary, attention_mask, relative_buckets, rotate, sinusoids
+from hanmo.models.kernels.attention import attention
+from hanmo.models.kernels.elementwise import activate, gated, norm_rotate, rms_norm, rotate
+from hanmo.models.kernels.loss import token_logprobs, token_loss
+from hanmo.models.kernels.products import Linear
+from hanmo.models.positions import (
+    Rotary,
+    attention_mask,
+    relative_buckets,
+    segment_positions,
+    sinusoids,
+)
 from hanmo.models.tensors import check_tensors
 
 NORMS = ("rms", "rms+1", "layer")  # "rms+1": the stored weight is the difference from one
@@ -199,9 +209,7 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.offset:  # in float32: near one, bfloat16 would lose most of a weight stored around zero
-            return F.rms_norm(x.float(), (x.size(-1),), self.weight.float() + self.offset, self.eps).type_as(x)
-        return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps, self.offset)
 
 
 class Embedding(nn.Embedding):
@@ -219,6 +227,26 @@ def make_norm(config: TransformerConfig, size: int | None = None) -> nn.Module:
     return RMSNorm(size or config.hidden_size, config.norm_eps, 1.0 if config.norm == "rms+1" else 0.0)
 
 
+Angles = tuple[Tensor, Tensor]  # cosines and sines of the positions
+
+
+@dataclass(frozen=True)
+class View:
+    """What the positions of a call see in the full or the sliding layers of a stack.
+
+    Args:
+        rotary: the angles of their positions.
+        mask: bool or an additive bias, ``[B or 1, H or 1, T, S]``, where padding, a cache or relative positions need
+            one; else the window and the texts that rows hold say it.
+        window, segments_BT: see :func:`hanmo.models.kernels.attention.attention`.
+    """
+
+    rotary: Angles | None = None
+    mask: Tensor | None = None
+    window: int | None = None
+    segments_BT: Tensor | None = None
+
+
 class Attention(nn.Module):
     """Attention to earlier or all positions, or to an encoder's states; queries share keys and values in groups."""
 
@@ -228,55 +256,69 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = H, K, N
         self.scale, self.softcap, self.dropout = config.attention_scale, config.attention_softcap, config.dropout
         self.causal = config.causal
-        self.q_proj = nn.Linear(D, H * N, bias=config.attention_bias)
-        self.k_proj = nn.Linear(D, K * N, bias=config.attention_bias)
-        self.v_proj = nn.Linear(D, K * N, bias=config.attention_bias)
-        self.o_proj = nn.Linear(H * N, D, bias=config.output_bias)
+        self.q_proj = Linear(D, H * N, bias=config.attention_bias)
+        self.k_proj = Linear(D, K * N, bias=config.attention_bias)
+        self.v_proj = Linear(D, K * N, bias=config.attention_bias)
+        self.o_proj = Linear(H * N, D, bias=config.output_bias)
         self.q_norm = make_norm(config, N) if config.qk_norm else None
         self.k_norm = make_norm(config, N) if config.qk_norm else None
 
-    def keys_values(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of some states, ``[B, K, S, N]`` each."""
-        B, S, _ = x_BSD.shape
-        k_BSKN = self.k_proj(x_BSD).view(B, S, self.kv_heads, self.head_dim)
-        v_BSKN = self.v_proj(x_BSD).view(B, S, self.kv_heads, self.head_dim)
-        if self.k_norm is not None:
-            k_BSKN = self.k_norm(k_BSKN)
-        if rotary is not None:
-            k_BSKN = rotate(k_BSKN, *rotary)
-        return k_BSKN.transpose(1, 2), v_BSKN.transpose(1, 2)
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: KVCache | None,
-        layer: int,
+    def heads_of(
+        self, x_BSD: Tensor, projection: nn.Module, heads: int, norm: nn.Module | None, rotary: Angles | None
     ) -> Tensor:
-        """Self-attention; ``mask`` is bool or an additive bias, ``[B or 1, H or 1, T, S]``."""
-        k_BKSN, v_BKSN = self.keys_values(x_BTD, rotary)
-        if cache is not None:
-            k_BKSN, v_BKSN = cache.append(layer, k_BKSN, v_BKSN)
-        return self.attend(x_BTD, k_BKSN, v_BKSN, mask, rotary, causal=self.causal)
+        """The heads of a projection, normed and rotated as the network asks, ``[B, S, heads, N]``."""
+        x_BSHN: Tensor = projection(x_BSD).view(*x_BSD.shape[:2], heads, self.head_dim)
+        if rotary is None:
+            return x_BSHN if norm is None else norm(x_BSHN)
+        if isinstance(norm, RMSNorm):
+            return norm_rotate(x_BSHN, norm.weight, norm.eps, *rotary, offset=norm.offset)
+        return rotate(x_BSHN if norm is None else norm(x_BSHN), *rotary)
 
-    def attend(
+    def keys_values(self, x_BSD: Tensor, rotary: Angles | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of some states, ``[B, S, K, N]`` each."""
+        k_BSKN = self.heads_of(x_BSD, self.k_proj, self.kv_heads, self.k_norm, rotary)
+        return k_BSKN, self.heads_of(x_BSD, self.v_proj, self.kv_heads, None, None)
+
+    def forward(self, x_BTD: Tensor, view: View, cache: KVCache | None, layer: int) -> Tensor:
+        """Self-attention."""
+        k_BSKN, v_BSKN = self.keys_values(x_BTD, view.rotary)
+        if cache is not None:
+            k_BKSN, v_BKSN = cache.append(layer, k_BSKN.transpose(1, 2), v_BSKN.transpose(1, 2))
+            return self.attend_masked(x_BTD, k_BKSN, v_BKSN, view.mask, view.rotary, causal=self.causal)
+        if view.mask is not None:
+            k_BKSN, v_BKSN = k_BSKN.transpose(1, 2), v_BSKN.transpose(1, 2)
+            return self.attend_masked(x_BTD, k_BKSN, v_BKSN, view.mask, view.rotary, causal=self.causal)
+        return self.attend(x_BTD, k_BSKN, v_BSKN, view, causal=self.causal)
+
+    def attend(self, x_BTD: Tensor, k_BSKN: Tensor, v_BSKN: Tensor, view: View, *, causal: bool) -> Tensor:
+        """The answer to the queries of ``x_BTD``, where none needs a mask of its own."""
+        q_BTHN = self.heads_of(x_BTD, self.q_proj, self.heads, self.q_norm, view.rotary)
+        y_BTHN = attention(
+            q_BTHN,
+            k_BSKN,
+            v_BSKN,
+            causal=causal,
+            scale=self.scale,
+            window=view.window,
+            segments_BT=view.segments_BT,
+            softcap=self.softcap,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.o_proj(y_BTHN.flatten(2))  # type: ignore[no-any-return]
+
+    def attend_masked(
         self,
         x_BTD: Tensor,
         k_BKSN: Tensor,
         v_BKSN: Tensor,
         mask: Tensor | None,
-        rotary: tuple[Tensor, Tensor] | None = None,
+        rotary: Angles | None = None,
         *,
         causal: bool = False,
     ) -> Tensor:
-        """The answer to the queries of ``x_BTD``."""
+        """The same with a bool mask or an additive bias, ``[B or 1, H or 1, T, S]``, or to the keys of a cache."""
         B, T, _ = x_BTD.shape
-        q_BTHN = self.q_proj(x_BTD).view(B, T, self.heads, self.head_dim)
-        if self.q_norm is not None:
-            q_BTHN = self.q_norm(q_BTHN)
-        if rotary is not None:
-            q_BTHN = rotate(q_BTHN, *rotary)
+        q_BTHN = self.heads_of(x_BTD, self.q_proj, self.heads, self.q_norm, rotary)
         causal = causal and mask is None and T > 1
         dropout = self.dropout if self.training else 0.0
         if self.softcap is None:
@@ -317,15 +359,15 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         D, F_, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(D, F_, bias=bias) if config.gated else None
-        self.up_proj = nn.Linear(D, F_, bias=bias)
-        self.down_proj = nn.Linear(F_, D, bias=bias)
-        self.activation = activation(config.activation)
+        self.gate_proj = Linear(D, F_, bias=bias) if config.gated else None
+        self.up_proj = Linear(D, F_, bias=bias)
+        self.down_proj = Linear(F_, D, bias=bias)
+        self.activation = config.activation
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gate_proj is None:
-            return self.down_proj(self.activation(self.up_proj(x_BTD)))  # type: ignore[no-any-return]
-        return self.down_proj(self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))  # type: ignore[no-any-return]
+            return self.down_proj(activate(self.up_proj(x_BTD), self.activation))  # type: ignore[no-any-return]
+        return self.down_proj(gated(self.gate_proj(x_BTD), self.up_proj(x_BTD), self.activation))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -360,13 +402,12 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        view: View,
         cache: KVCache | None,
         memory: Memory | None,
     ) -> Tensor:
         y_BTD = x_BTD if self.input_layernorm is None else self.input_layernorm(x_BTD)
-        x_BTD = self.add(x_BTD, self.self_attn(y_BTD, rotary, mask, cache, self.layer), self.attention_output_norm)
+        x_BTD = self.add(x_BTD, self.self_attn(y_BTD, view, cache, self.layer), self.attention_output_norm)
         if memory is not None:
             y_BTD = x_BTD if self.cross_attention_norm is None else self.cross_attention_norm(x_BTD)
             y_BTD = self.look_up(y_BTD, memory, cache)
@@ -381,8 +422,10 @@ class Block(nn.Module):
             found = self.cross_attn.keys_values(memory.states_BSD, None)
             if cache is not None:
                 cache.source[self.layer] = found
-        mask = None if memory.mask_BS is None else memory.mask_BS[:, None, None, :]
-        return self.cross_attn.attend(x_BTD, *found, mask)
+        if memory.mask_BS is None:
+            return self.cross_attn.attend(x_BTD, *found, View(), causal=False)
+        k_BKSN, v_BKSN = (part.transpose(1, 2) for part in found)
+        return self.cross_attn.attend_masked(x_BTD, k_BKSN, v_BKSN, memory.mask_BS[:, None, None, :])
 
 
 class Stack(nn.Module):
@@ -417,24 +460,31 @@ class Stack(nn.Module):
         mask_BS: Tensor | None = None,
         types_BT: Tensor | None = None,
         memory: Memory | None = None,
+        segments_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states ``[B, T, D]``; arguments as in :meth:`Transformer.forward`."""
         config, T, start = self.config, ids_BT.size(1), cache.length if cache is not None else 0
-        if positions_BT is None and mask_BS is not None:  # counted from each row's first real token
+        if segments_BT is not None:
+            positions_BT, mask_BS = segment_positions(segments_BT), None
+        elif positions_BT is None and mask_BS is not None:  # counted from each row's first real token
             positions_BT = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, start:]
         elif positions_BT is None:
             positions_BT = torch.arange(start, start + T, device=ids_BT.device).unsqueeze(0)
         x_BTD = self.embed(ids_BT, embedding_VD, positions_BT, types_BT)
-        masks, rotaries = {}, {}
+        views = {}
         reach_B1 = None if cache is None else cache.reach_B1
+        free = cache is None and mask_BS is None and config.positions != "relative"
         for local in self.kinds:
-            masks[local] = self.mask(T, start, mask_BS, local, x_BTD)
-            rotaries[local] = (
-                self.rotary[str(local)](positions_BT, x_BTD.dtype, reach_B1) if config.positions == "rotary" else None
-            )
+            window = config.sliding_window if local else None
+            rotary = None
+            if config.positions == "rotary":
+                rotary = self.rotary[str(local)](positions_BT, x_BTD.dtype, reach_B1)
+            if free:
+                views[local] = View(rotary, None, window, segments_BT)
+            else:
+                views[local] = View(rotary, self.mask(T, start, mask_BS, window, x_BTD, segments_BT))
         for layer, block in enumerate(self.layers):
-            local = config.slides(layer)
-            x_BTD = block(x_BTD, rotaries[local], masks[local], cache, memory)
+            x_BTD = block(x_BTD, views[config.slides(layer)], cache, memory)
         if cache is not None:
             cache.length = start + T
         return x_BTD if self.norm is None else self.norm(x_BTD)
@@ -455,7 +505,15 @@ class Stack(nn.Module):
             x_BTD = self.embed_norm(x_BTD)
         return F.dropout(x_BTD, config.dropout, self.training)
 
-    def mask(self, T: int, start: int, mask_BS: Tensor | None, local: bool, like: Tensor) -> Tensor | None:
+    def mask(
+        self,
+        T: int,
+        start: int,
+        mask_BS: Tensor | None,
+        window: int | None,
+        like: Tensor,
+        segments_BT: Tensor | None = None,
+    ) -> Tensor | None:
         """The mask or the additive bias of the full or the sliding layers."""
         config, relative = self.config, self.config.positions == "relative"
         seen_BTS = attention_mask(
@@ -464,9 +522,12 @@ class Stack(nn.Module):
             mask_BS,
             like.device,
             causal=config.causal,
-            window=config.sliding_window if local else None,
-            explicit=relative and config.causal,
+            window=window,
+            explicit=(relative and config.causal) or segments_BT is not None,
         )
+        if segments_BT is not None:
+            same_BTS = segments_BT.unsqueeze(2) == segments_BT.unsqueeze(1)
+            seen_BTS = same_BTS if seen_BTS is None else seen_BTS & same_BTS
         mask = None if seen_BTS is None else seen_BTS.unsqueeze(1)
         if not relative:
             return mask
@@ -491,7 +552,7 @@ class Transformer(nn.Module):
         if config.lm and config.lm_transform:
             self.lm_transform = Transform(config.hidden_size, config.lm_transform)
         if config.lm and not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.lm and config.lm_bias else None
         self.head = Head(config.hidden_size, config.head) if config.head else None
 
@@ -520,12 +581,13 @@ class Transformer(nn.Module):
                     scale = 0.02 / self.config.logit_scale if small else parameter.size(1) ** -0.5
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
-    def encode(self, ids_BS: Tensor, *, mask_BS: Tensor | None = None) -> Memory:
+    def encode(self, ids_BS: Tensor, *, mask_BS: Tensor | None = None, segments_BS: Tensor | None = None) -> Memory:
         """The encoder's states of some source texts, for ``memory`` of :meth:`forward`.
 
         Args:
             ids_BS: token ids of the sources.
-            mask_BS: bool, False where a row is padded.
+            mask_BS: bool, False where a row is padded; or
+            segments_BS: 1 for tokens, 0 for padding on the right, which is faster in training.
 
         Raises:
             ModelError: the network has no encoder beside its decoder.
@@ -533,7 +595,8 @@ class Transformer(nn.Module):
         if self.encoder is None:
             raise ModelError("this network has no encoder beside its decoder", zh="该网络没有独立的编码器")
         weight = (self.model if self.encoder.config.shared_embedding else self.encoder).embed_tokens.weight
-        return Memory(self.encoder(ids_BS, weight, mask_BS=mask_BS), mask_BS)
+        states_BSD = self.encoder(ids_BS, weight, mask_BS=mask_BS, segments_BT=segments_BS)
+        return Memory(states_BSD, mask_BS if segments_BS is None else segments_BS > 0)
 
     def hidden(self, ids_BT: Tensor, **inputs: Any) -> Tensor:
         """Hidden states after the final norm, ``[B, T, D]``. Arguments as in :meth:`forward`."""
@@ -560,6 +623,7 @@ class Transformer(nn.Module):
         mask_BS: Tensor | None = None,
         types_BT: Tensor | None = None,
         memory: Memory | None = None,
+        segments_BT: Tensor | None = None,
         last_only: bool = False,
     ) -> Tensor:
         """Logits of the next token after each position; of the token itself where the network is not causal.
@@ -571,6 +635,8 @@ class Transformer(nn.Module):
             mask_BS: bool over all S = cached + T keys, False where a row is padded.
             types_BT: segment of each token, where the network has segments; default 0.
             memory: what the encoder of an encoder-decoder made of the source.
+            segments_BT: int64, the text that each position belongs to, where rows hold several; padding is 0. Texts are
+                contiguous, none sees another, and positions count from the beginning of each. Not with a cache.
             last_only: compute the logits of the last position only.
 
         Returns:
@@ -578,25 +644,48 @@ class Transformer(nn.Module):
             the hidden states ``[B, T, D]`` of a network that has neither.
         """
         x_BTD = self.hidden(
-            ids_BT, cache=cache, positions_BT=positions_BT, mask_BS=mask_BS, types_BT=types_BT, memory=memory
+            ids_BT,
+            cache=cache,
+            positions_BT=positions_BT,
+            mask_BS=mask_BS,
+            types_BT=types_BT,
+            memory=memory,
+            segments_BT=segments_BT,
         )
         if self.head is not None:
-            return self.head(x_BTD, mask_BS).float()  # type: ignore[no-any-return]
+            return self.head(x_BTD, mask_BS if segments_BT is None else segments_BT > 0).float()  # type: ignore[no-any-return]
         if last_only:
             x_BTD = x_BTD[:, -1:]
         return self.logits(x_BTD) if self.config.lm else x_BTD
 
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor, chunk: int = 2048, **inputs: Any) -> Tensor:
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor, *, chunk: int | None = None, **inputs: Any) -> Tensor:
         """Summed negative log-likelihood of the targets, in nats; targets below zero are left out.
 
-        Logits are computed for ``chunk`` positions at a time, so that the softmax works on what the cache still holds.
+        Logits are computed for ``chunk`` positions at a time, never all at once; by default so many that they stay in
+        the cache. Other arguments as in :meth:`forward`.
         """
-        x_MD = self.hidden(ids_BT, **inputs).flatten(0, 1)
-        targets_M = targets_BT.flatten()
-        total = x_MD.new_zeros(())
-        for x_D, target in zip(torch.split(x_MD, chunk), torch.split(targets_M, chunk), strict=True):
-            total = total + F.cross_entropy(self.logits(x_D), target, reduction="sum", ignore_index=-1)
-        return total
+        return token_loss(*self.loss_inputs(ids_BT, targets_BT, **inputs), chunk=chunk, **self.output_form())
+
+    def target_logprobs(self, ids_BT: Tensor, targets_BT: Tensor, **inputs: Any) -> Tensor:
+        """Log probability of each target in nats, ``[B, T]``; zero where a target is below zero."""
+        rows = self.hidden(ids_BT, **inputs).flatten(0, 1)
+        if self.config.lm_transform:
+            rows = self.lm_transform(rows)
+        found = token_logprobs(rows, self.output_weight, targets_BT.flatten(), **self.output_form())
+        return found.view(targets_BT.shape)
+
+    def loss_inputs(self, ids_BT: Tensor, targets_BT: Tensor, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states of the positions that count, the output embedding, and their targets."""
+        x_MD, targets_M = self.hidden(ids_BT, **inputs).flatten(0, 1), targets_BT.flatten()
+        if self.config.lm_transform:
+            counted_M = targets_M >= 0
+            x_MD, targets_M = self.lm_transform(x_MD[counted_M]), targets_M[counted_M]
+        return x_MD, self.output_weight, targets_M
+
+    def output_form(self) -> dict[str, Any]:
+        """How logits are made of hidden states and the output embedding."""
+        config = self.config
+        return {"bias": self.lm_bias, "scale": config.logit_scale, "softcap": config.logit_softcap}
 
 
 def build(config: TransformerConfig, state: Mapping[str, Tensor], *, checked: bool = False) -> Transformer:

@@ -292,7 +292,12 @@ class Tokenizer:
     def _masking(self) -> tokenizers.Tokenizer:
         """The tokenizer without its control tokens but the mask."""
         control = {token: index for token, index in self.special_tokens.items() if index != self.mask_id}
-        return build(json.dumps(without_control_tokens(self._definition, control)), "tokenizer.json")
+        definition = without_control_tokens(self._definition, control)
+        definition["added_tokens"] = [  # all of them: tokens after a missing one would get other ids
+            {**token, "content": untypeable(control[token["content"]])} if token["content"] in control else token
+            for token in self._definition.get("added_tokens") or []
+        ]
+        return build(json.dumps(definition), "tokenizer.json")
 
     def encode_masked(self, text: str) -> list[int]:
         """As :meth:`encode`, but the mask token is recognised; no other control token is.
@@ -434,6 +439,11 @@ class Tokenizer:
             )
 
 
+def untypeable(token_id: int) -> str:
+    """A name for a control token that stands in no text."""
+    return f"\U0010fffd{token_id}\U0010fffd"
+
+
 def without_control_tokens(definition: dict[str, Any], control: dict[str, int]) -> dict[str, Any]:
     """A definition whose control tokens no text can reach; all other tokens keep their ids.
 
@@ -445,7 +455,7 @@ def without_control_tokens(definition: dict[str, Any], control: dict[str, int]) 
     hidden = {token for token in control if token != unknown}
 
     def rename(token: str) -> str:
-        return f"\U0010fffd{control[token]}\U0010fffd" if token in hidden else token
+        return untypeable(control[token]) if token in hidden else token
 
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):

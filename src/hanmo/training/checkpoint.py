@@ -12,8 +12,8 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -39,6 +39,10 @@ class TrainingState:
         best_step: the step that had it.
         evaluations: evaluations done.
         recipe: fingerprint of data and settings; a checkpoint of another recipe is refused.
+        micro_batch: what fitted into memory.
+        waited: evaluations since the best one.
+        stopped: whether training ended early, because nothing got better.
+        kept: loss and step of the weights kept under ``best/``, the best first.
     """
 
     step: int = 0
@@ -48,6 +52,10 @@ class TrainingState:
     best_step: int = -1
     evaluations: int = 0
     recipe: str = ""
+    micro_batch: int = 0
+    waited: int = 0
+    stopped: bool = False
+    kept: list[tuple[float, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -82,7 +90,15 @@ def save_checkpoint(root: Path, model: dict[str, Tensor], optimizer: dict[str, T
     return target
 
 
-def load_newest(root: Path) -> Checkpoint | None:
+def load_tensors(folder: Path, group: str) -> dict[str, Tensor]:
+    """The tensors of one group, from the one file of one process or from those of many."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob(f"{group}*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def load_newest(root: Path, check: Callable[[Path], object] = verify) -> Checkpoint | None:
     """The newest checkpoint whose hashes are right; damaged ones are named and passed over. None if there is none.
 
     Raises:
@@ -93,15 +109,16 @@ def load_newest(root: Path) -> Checkpoint | None:
         try:
             if not (folder / MANIFEST).is_file():
                 raise ModelError("the manifest is missing", where=str(folder))
-            verify(folder)
+            check(folder)
             fields = read_json(folder / "state.json")
             if fields["best_loss"] is None:
                 fields["best_loss"] = float("inf")
+            fields["kept"] = [(float(loss), int(step)) for loss, step in fields.get("kept", [])]
             state = TrainingState(**fields)
         except (ModelError, TypeError, KeyError) as error:
             notice(f"damaged checkpoint passed over: {error}")
             continue
-        return Checkpoint(load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state)
+        return Checkpoint(load_tensors(folder, "model"), load_tensors(folder, "optimizer"), state)
     if folders:
         raise ModelError(
             f"all {len(folders)} checkpoints are damaged",
@@ -110,6 +127,43 @@ def load_newest(root: Path) -> Checkpoint | None:
             zh="所有检查点都已损坏；请用新的 --out 重新开始",
         )
     return None
+
+
+def keep_weights(root: Path, step: int, weights: dict[str, Tensor]) -> None:
+    """Write the weights of one evaluation, ``<run>/best/step-00000120/model.safetensors`` and its manifest.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    with atomic_folder(root / f"step-{step:08d}", {"kind": "weights", "version": 1}) as folder:
+        write_safetensors(folder / "model.safetensors", weights)
+
+
+def load_weights(root: Path, step: int) -> dict[str, Tensor]:
+    """What :func:`keep_weights` wrote.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    folder = root / f"step-{step:08d}"
+    verify(folder)
+    weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
+    return weights
+
+
+def prune_weights(root: Path, checkpoints: Path) -> None:
+    """Remove kept weights that no checkpoint speaks of any more: resuming the older one must still find its own."""
+    named = {
+        step
+        for folder in step_folders(checkpoints)
+        if (folder / "state.json").is_file()
+        for _, step in read_json(folder / "state.json").get("kept", [])
+    }
+    for folder in step_folders(root):
+        if int(folder.name.removeprefix("step-")) not in named:
+            shutil.rmtree(folder, ignore_errors=True)
+    for torn in root.glob(".step-*.tmp-*"):
+        shutil.rmtree(torn, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ The whole state is a flat dictionary of tensors: it is stored as safetensors and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +27,12 @@ class OptimizerSettings:
         matrix_rate: Muon's rate for block matrices, in units of the update's spectral norm.
         embedding_rate: AdamW's rate for embeddings.
         vector_rate: AdamW's rate for norm weights and biases.
-        weight_decay: decoupled decay of the block matrices, per step and unit of rate.
+        weight_decay: decoupled decay of the block matrices, per step and unit of rate; without Muon, of all matrices.
         momentum: Muon's Nesterov momentum.
         betas: AdamW's two averages.
         muon: update block matrices with Muon; False: every parameter with AdamW, matrices at ``embedding_rate``.
+        head_rate: AdamW's rate for a task's head, which starts from nothing; None: like the other parameters.
+        eps: AdamW's smallest denominator.
     """
 
     matrix_rate: float = 0.02
@@ -40,6 +42,13 @@ class OptimizerSettings:
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     muon: bool = True
+    head_rate: float | None = None
+    eps: float = 1e-10
+
+    @property
+    def peak_rate(self) -> float:
+        """The rate that is shown: that of the matrices."""
+        return self.matrix_rate if self.muon else self.embedding_rate
 
 
 def orthogonalize(gradients_LMN: Tensor, steps: int = 5) -> Tensor:
@@ -64,23 +73,42 @@ class Optimizer:
         settings: rates and constants.
     """
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: OptimizerSettings,
+        orthogonalized: Callable[[list[Tensor]], list[Tensor]] | None = None,
+    ) -> None:
         self.settings = settings
+        self.orthogonalized = orthogonalized or (lambda us: list(orthogonalize(torch.stack(us)).unbind()))
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.matrices = {n: p for n, p in named.items() if settings.muon and p.dim() == 2 and ".layers." in f".{n}"}
+        self.matrices = {  # low-rank factors are no matrices of their own: their product is
+            n: p
+            for n, p in named.items()
+            if settings.muon and p.dim() == 2 and ".layers." in f".{n}" and ".adapters." not in n
+        }
         self.others = {n: p for n, p in named.items() if n not in self.matrices}
         self.momentum = {n: torch.zeros_like(p) for n, p in self.matrices.items()}
         self.by_shape: dict[tuple[int, ...], list[str]] = {}
         for name, parameter in self.matrices.items():
             self.by_shape.setdefault(tuple(parameter.shape), []).append(name)
-        embeddings = [p for p in self.others.values() if p.dim() == 2]
-        vectors = [p for p in self.others.values() if p.dim() != 2]
-        groups = [
-            {"params": embeddings, "peak": settings.embedding_rate},
-            {"params": vectors, "peak": settings.vector_rate},
-        ]
+        decay = 0.0 if settings.muon else settings.weight_decay
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in self.others.items():
+            rate = settings.embedding_rate if parameter.dim() >= 2 else settings.vector_rate
+            if settings.head_rate is not None and name.startswith("head."):
+                rate = settings.head_rate
+            groups.setdefault((rate, decay if parameter.dim() >= 2 else 0.0), []).append(parameter)
         self.adamw = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=0.0, betas=settings.betas, eps=1e-10, weight_decay=0.0, fused=True
+            [
+                {"params": parameters, "peak": rate, "weight_decay": decay}
+                for (rate, decay), parameters in groups.items()
+            ]
+            or [{"params": [nn.Parameter(torch.zeros(0))], "peak": 0.0}],
+            lr=0.0,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
         )
 
     @torch.no_grad()
@@ -97,14 +125,25 @@ class Optimizer:
             present = [n for n in names if n in gradients]
             if not present:
                 continue
-            update = torch.stack([gradients[n].lerp(self.momentum[n], momentum) for n in present])
+            updates = [gradients[n].lerp(self.momentum[n], momentum) for n in present]
             # a tall matrix gets a proportionally larger step, so that its outputs change as much per input
             step = rate * max(1.0, rows / columns) ** 0.5
             parameters: list[Tensor] = [self.matrices[n] for n in present]
             torch._foreach_mul_(parameters, 1 - self.settings.weight_decay * rate)
-            torch._foreach_add_(parameters, list(orthogonalize(update).unbind()), alpha=-step)
+            torch._foreach_add_(parameters, self.orthogonalized(updates), alpha=-step)
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
         for parameter in (*self.matrices.values(), *self.others.values()):
             parameter.grad = None
+
+    def layout(self) -> dict[str, Tensor]:
+        """The parameter that each state tensor belongs to and is laid out like; step counts are left out."""
+        tensors: dict[str, Tensor] = {f"muon.{name}": parameter for name, parameter in self.matrices.items()}
+        for name, parameter in self.others.items():
+            tensors |= {f"adamw.{key}.{name}": parameter for key in ("exp_avg", "exp_avg_sq")}
+        return tensors
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All moments and step counts, by parameter name."""

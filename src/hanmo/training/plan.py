@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from hanmo.language import pick
+from hanmo.models.architectures import read_config
 from hanmo.models.cost import num_parameters, training_flops_per_token, training_memory_bytes
 from hanmo.models.device import available_memory
 from hanmo.models.recurrent import RecurrentConfig
@@ -67,12 +68,27 @@ GAIN_PER_DOUBLING = 0.15  # bits per byte, for budgets of minutes
 CPU_OVERHEAD = 0.0075e-9 * 128  # seconds; width 128 trains at about 85 GFLOP/s on cores of 190 and of 310 GFLOP/s
 DEFAULT_BUDGET = 180.0
 MATRIX_RATE = 0.03  # Muon's peak rate at width 128
+ADAMW_RATE = 3e-3  # AdamW's
 
 
-def model_config(size: str, vocab_size: int, context: int) -> TransformerConfig:
-    """The network at one position of the dial."""
+def model_config(size: str, vocab_size: int, context: int, objective: str = "causal") -> TransformerConfig:
+    """The network at one position of the dial: a decoder in Qwen3's layout, or for masked words an encoder in
+    ModernBERT's."""
     rung = LADDER[size]
     heads = rung.width // rung.head_dim
+    if objective == "masked":
+        return read_config(
+            {
+                "model_type": "modernbert",
+                "architectures": ["ModernBertForMaskedLM"],
+                "vocab_size": vocab_size,
+                "hidden_size": rung.width,
+                "intermediate_size": math.ceil(rung.width * 8 / 3 / 32) * 32,
+                "num_hidden_layers": rung.layers,
+                "num_attention_heads": heads,
+                "max_position_embeddings": context,
+            }
+        )
     return TransformerConfig(
         vocab_size=vocab_size,
         hidden_size=rung.width,
@@ -185,8 +201,9 @@ class Plan:
             ),
         }
 
-    def describe(self) -> str:
-        """The estimates for people."""
+    def describe(self, *, colour: bool = False) -> str:
+        """The estimates for people, without colour in any case."""
+        del colour
         head = pick("expected, before the start:", "开始之前的估计：")
         lines = [f"  {name}{' ' * (13 - display_width(name))}{value}" for name, value in self.rows().items()]
         return "\n".join([head, *lines])
@@ -218,7 +235,7 @@ def choose_size(
     seconds = horizon_seconds(settings)
     best, ratio = SIZES[0], 0.0
     for size in SIZES:
-        config = model_config(size, vocab_size or LADDER[size].vocabulary, LADDER[size].context)
+        config = model_config(size, vocab_size or LADDER[size].vocabulary, LADDER[size].context, settings.objective)
         if settings.budget is None and (settings.max_steps is not None or settings.epochs is not None):
             break  # a number of steps says nothing about time: the smallest model is the safe choice
         seen = machine.tokens_per_second(config, LADDER[size].context) * seconds / num_parameters(config)
@@ -292,15 +309,14 @@ def make_plan(
     )
     resolution.compute(settings, "context", context, reason)
     assert settings.context is not None
-    config = model_config(settings.size, vocab_size, settings.context)
+    config = model_config(settings.size, vocab_size, settings.context, settings.objective)
     speed = machine.tokens_per_second(config, settings.context)
     expected = expected_tokens(settings, speed, train_tokens, MAX_EPOCHS)
     resolution.compute(settings, "batch_size", *choose_batch(settings, rung, expected))
     assert settings.batch_size is not None
     micro = choose_micro_batch(config, settings.batch_size, settings.context, device)
     resolution.compute(settings, "micro_batch", *micro)
-    rate_reason = pick("Muon's rate for this width", "此宽度下 Muon 的学习率")
-    resolution.compute(settings, "learning_rate", learning_rate(settings.size), rate_reason)
+    resolution.compute(settings, "learning_rate", *learning_rate(settings))
     assert settings.micro_batch is not None
     horizon = make_horizon(settings, resolution, speed, train_tokens, MAX_EPOCHS)
     return Plan(
@@ -394,13 +410,24 @@ def choose_micro_batch(
     return micro, pick(f"needs {needed} of memory", f"需要 {needed} 内存")
 
 
-def learning_rate(size: str) -> float:
-    """Muon's peak rate; wider matrices take slightly smaller steps."""
-    return float(round(MATRIX_RATE * (LADDER[SIZES[0]].width / LADDER[size].width) ** 0.25, 4))
+def learning_rate(settings: TrainingSettings) -> tuple[float, str]:
+    """The optimizer's peak rate; wider matrices take slightly smaller steps."""
+    assert settings.size is not None
+    wider = LADDER[SIZES[0]].width / LADDER[settings.size].width
+    if settings.optimizer == "adamw":
+        return float(f"{ADAMW_RATE * wider**0.5:.2g}"), pick(
+            "AdamW's rate for this width (Yang et al. 2022)", "此宽度下 AdamW 的学习率（Yang 等 2022）"
+        )
+    return float(round(MATRIX_RATE * wider**0.25, 4)), pick(
+        "Muon's rate for this width (benchmarks/results/dial.md)",
+        "此宽度下 Muon 的学习率（见 benchmarks/results/dial.md）",
+    )
 
 
 def optimizer_settings(settings: TrainingSettings) -> OptimizerSettings:
     """All rates follow the one that is a setting."""
     assert settings.learning_rate is not None
     rate = settings.learning_rate
+    if settings.optimizer == "adamw":
+        return OptimizerSettings(rate, rate, rate, settings.weight_decay, muon=False)
     return OptimizerSettings(rate, 0.3 * rate, 0.3 * rate, settings.weight_decay)

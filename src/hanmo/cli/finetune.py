@@ -1,0 +1,182 @@
+"""``hanmo finetune``: teach a base model a task, instructions or preferences."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from hanmo.cli.outcome import Outcome
+from hanmo.cli.together import run_together, start_workers
+from hanmo.errors import UsageError
+from hanmo.language import pick
+from hanmo.progress import human_time
+from hanmo.settings import CommonSettings, argument, flag, option
+from hanmo.training.settings import LoopSettings
+
+HELP = "teach a base model a task, instructions or preferences"
+HELP_ZH = "让基础模型学会一项任务、遵循指令或偏好"
+
+TASKS = (
+    "classification",
+    "tagging",
+    "question-answering",
+    "seq2seq",
+    "instructions",
+    "preferences",
+    "embeddings",
+)
+LORA_ONLY = ("rank", "alpha", "targets", "dora", "rslora", "lora_dropout")
+ONLY_FOR = {  # settings that only some tasks have
+    "multi_label": ("classification",),
+    "balanced": ("classification",),
+    "crf": ("tagging",),
+    "last_turn": ("instructions",),
+    "unpacked": ("instructions",),
+    "preference_loss": ("preferences",),
+    "beta": ("preferences",),
+    "group": ("embeddings",),
+    "temperature": ("embeddings",),
+    "smoothing": ("seq2seq",),
+    "teacher": ("classification", "instructions", "seq2seq"),
+}
+
+
+@dataclass
+class FinetuneSettings(CommonSettings, LoopSettings):
+    """Settings of ``hanmo finetune``."""
+
+    paths: list[str] = argument(
+        "files of records: jsonl, json, csv, tsv, CoNLL, SQuAD and others", zh="数据文件", many=True
+    )
+    task: str = option("instructions", "what to learn", zh="任务", choices=TASKS)
+    base: str = option("", "model to begin with: a folder, a run, or a name of hanmo models", zh="基础模型")
+    validation: str | None = option(
+        None,
+        "records to validate on; default: a tenth of the data, chosen by content",
+        zh="验证数据；默认按内容取十分之一",
+        metavar="FILE",
+    )
+    fields: list[str] = option(
+        [],
+        "which column or key is what, e.g. text=review labels=stars",
+        zh="列或键的含义，如 text=review labels=stars",
+        metavar="NAME=KEY",
+    )
+    truncate: bool = option(
+        False, "cut records that are longer than the context (they are counted)", zh="截断超长记录（会计数）"
+    )
+    lora: bool = option(
+        False, "train low-rank adapters instead of all weights", zh="训练低秩适配器（LoRA）而非全部权重"
+    )
+    rank: int = option(16, "rank of the adapters", zh="适配器的秩")
+    alpha: float = option(32.0, "the change is multiplied by alpha / rank", zh="变化量乘以 alpha / rank")
+    targets: list[str] = option(
+        [],
+        "layers with adapters, e.g. attention, mlp, q_proj; default: all linear layers",
+        zh="加适配器的层；默认所有线性层",
+    )
+    lora_dropout: float = option(0.0, "dropout before the adapters", zh="适配器输入的 dropout")
+    rslora: bool = option(False, "divide alpha by the square root of the rank", zh="alpha 除以秩的平方根（rsLoRA）")
+    dora: bool = option(False, "learn the length of every row as well", zh="同时学习每行的长度（DoRA）")
+    last_layers: int | None = option(
+        None, "train only so many of the last layers and the head", zh="只训练最后若干层与任务头", metavar="N"
+    )
+    multi_label: bool = option(False, "classification: any number of labels can hold", zh="分类：可同时有多个标签")
+    balanced: bool = option(False, "classification: rare labels weigh more", zh="分类：稀有标签权重更大")
+    crf: bool = option(False, "tagging: score whole sequences of tags", zh="标注：用 CRF 给整个标签序列打分")
+    last_turn: bool = option(
+        False, "instructions: learn only the last answer of a dialogue", zh="指令：只学每段对话的最后一个回答"
+    )
+    unpacked: bool = option(False, "instructions: one dialogue per row", zh="指令：每行只放一段对话")
+    preference_loss: str = option("dpo", "preferences: dpo or orpo", zh="偏好：dpo 或 orpo", choices=("dpo", "orpo"))
+    beta: float | None = option(
+        None, "preferences: how strongly answers are driven apart; default 0.1", zh="偏好：约束强度"
+    )
+    group: int = option(32, "embeddings: records that are negatives of each other", zh="向量：互为负例的记录数")
+    temperature: float = option(0.05, "embeddings: by which cosines are divided", zh="向量：余弦除以的温度")
+    smoothing: float = option(0.0, "seq2seq: label smoothing", zh="序列到序列：标签平滑")
+    teacher: str | None = option(
+        None, "also learn from this larger model (distillation)", zh="同时向更大的模型学习（蒸馏）", metavar="MODEL"
+    )
+    teacher_share: float = option(0.5, "share of the teacher in the loss", zh="蒸馏损失的占比")
+    out: str | None = option(
+        None, "folder of the run; default: runs/<name of the data>", zh="输出目录；默认 runs/<数据名>"
+    )
+    overwrite: bool = option(False, "start anew where the folder holds an earlier run", zh="目录中已有运行时重新开始")
+    weight_decay: float = option(0.01, "decoupled weight decay of the matrices", zh="矩阵参数的权重衰减")
+
+    def check(self) -> None:
+        """Raise UsageError for values that cannot work, before any file is read."""
+        self.check_loop()
+        if not self.base:
+            raise UsageError(
+                "--base is missing",
+                why="fine-tuning begins with a model",
+                fix="hanmo finetune data.jsonl --task instructions --base smollm2-135m-instruct",
+                zh="缺少 --base：微调需要一个基础模型，例如 --base smollm2-135m-instruct",
+            )
+        if not self.paths:
+            raise UsageError("there are no records", fix="give a file, e.g. data.jsonl", zh="没有数据：请给出文件")
+        usual = {item: getattr(FinetuneSettings(), item) for item in (*LORA_ONLY, *ONLY_FOR)}
+        for name in LORA_ONLY:
+            if not self.lora and getattr(self, name) != usual[name]:
+                raise UsageError(
+                    f"{flag(name)} belongs to --lora",
+                    fix="add --lora, or leave it out",
+                    zh=f"{flag(name)} 需与 --lora 合用",
+                )
+        for name, tasks in ONLY_FOR.items():
+            if self.task not in tasks and getattr(self, name) != usual[name]:
+                raise UsageError(
+                    f"{flag(name)} means nothing for --task {self.task}",
+                    fix=f"it is for {', '.join(tasks)}",
+                    zh=f"{flag(name)} 对 --task {self.task} 不起作用，只用于 {'、'.join(tasks)}",
+                )
+        if self.shard:
+            raise UsageError(
+                "--shard is for hanmo pretrain",
+                why="a base model is read whole by every process",
+                fix="leave it out; --lora needs little memory",
+                zh="--shard 只用于 hanmo pretrain；微调请改用 --lora 节省内存",
+            )
+        if self.lora and self.last_layers is not None:
+            raise UsageError(
+                "--lora and --last-layers are two answers to one question",
+                fix="give only one of them",
+                zh="--lora 与 --last-layers 只能给一个",
+            )
+        for item in self.fields:
+            if "=" not in item:
+                raise UsageError(
+                    f"--fields {item}: expected NAME=KEY", fix="e.g. --fields text=review", zh="--fields 应写成 名称=键"
+                )
+
+    def field_names(self) -> dict[str, str]:
+        """Which column or key is what."""
+        return dict(item.split("=", 1) for item in self.fields)
+
+
+def run(settings: FinetuneSettings) -> Outcome:
+    """Train and tell how it ended."""
+    from hanmo.cli.tuning import tune
+
+    settings.check()
+    start_workers(settings)
+    with run_together(settings.paths, settings) as (folder, processes, device):
+        tuned = tune(folder, settings, processes, device)
+    result = tuned.result
+    data = {
+        "run": str(folder),
+        "model": str(tuned.model_folder),
+        "adapter": None if tuned.adapter_folder is None else str(tuned.adapter_folder),
+        "report": str(folder / "report.html"),
+        **asdict(result),
+    }
+    measures = "  ".join(f"{name} {value:.4f}" for name, value in result.measures.items())
+    where = pick(f"model:  {tuned.model_folder}", f"模型：{tuned.model_folder}")
+    if tuned.adapter_folder is not None:
+        where += "\n" + pick(f"adapter: {tuned.adapter_folder}", f"适配器：{tuned.adapter_folder}")
+    text = pick(
+        f"validation: {measures}  after {result.steps:,} steps in {human_time(result.seconds)}\n{where}",
+        f"验证：{measures}，共 {result.steps:,} 步，用时 {human_time(result.seconds)}\n{where}",
+    )
+    return Outcome(data, text)

@@ -1,0 +1,113 @@
+"""The records of supervised tasks: what one example is, and the file and line it is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
+Answer = tuple[str, int]  # text, and the character of the context where it begins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What every record has: the file, and the line it begins on (from 1; in parquet: the row)."""
+
+    file: str = ""
+    line: int = 0
+
+    @property
+    def where(self) -> str:
+        """The place for messages, ``file:line``."""
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Text(Record):
+    """A text without anything to predict but itself."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Labelled(Record):
+    """A text, or two, with one label or several; no label at all is right only where there may be several.
+
+    >>> Labelled("Win a prize!", ("spam",), file="sms.tsv", line=3).where
+    'sms.tsv:3'
+    """
+
+    text: str
+    labels: tuple[str, ...]
+    pair: str | None = None
+
+
+@dataclass(frozen=True)
+class Tagged(Record):
+    """Tokens with a tag each. Tags of spans are IOB2, whatever the file had.
+
+    Attributes:
+        spaces: whether white space follows each token, where the file tells.
+    """
+
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+    spaces: tuple[bool, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        """The sentence; where blanks are not known, one stands between two tokens without Chinese characters."""
+        spaces = self.spaces
+        if spaces is None:
+            latin = [token[-1:] < "\u2e80" for token in self.tokens]
+            spaces = tuple(here and after for here, after in zip(latin, [*latin[1:], False], strict=True))
+        return "".join(token + " " * space for token, space in zip(self.tokens, spaces, strict=True)).rstrip(" ")
+
+
+@dataclass(frozen=True)
+class Pair(Record):
+    """A text and what it is to become: its translation, its summary.
+
+    Attributes:
+        references: further targets that are as good, for measuring.
+    """
+
+    source: str
+    target: str
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dialogue(Record):
+    """A conversation with at least one message of the assistant."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Preference(Record):
+    """A conversation that ends with the user, an answer that is preferred, and one that is not."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class QuestionAnswer(Record):
+    """A question about a text; each answer stands in it where it says. No answers: the text does not tell."""
+
+    id: str
+    context: str
+    question: str
+    answers: tuple[Answer, ...]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Similar(Record):
+    """Texts that belong together, perhaps one that does not, perhaps how similar the first two are."""
+
+    anchor: str
+    positive: str
+    negative: str | None = None
+    score: float | None = None

@@ -321,6 +321,36 @@ ROWS: dict[str, Callable[[int, int, Any, float], dict[str, float]]] = {
 }
 
 
+def quality(size: str, tokens: Any, steps: int, precision: str) -> tuple[float, float]:
+    """Validation loss and seconds of `steps` steps, with a share of the text held out; the same seed and batches."""
+    import torch
+
+    from hanmo.models.device import set_threads
+    from hanmo.models.kernels.products import set_precision
+    from hanmo.models.transformer import Transformer, TransformerConfig
+    from hanmo.training.fit import FitSettings, Trainer
+    from hanmo.training.objectives import CausalLanguageModeling
+    from hanmo.training.optimizer import OptimizerSettings
+
+    set_threads()
+    layers, width = SIZES[size]
+    heads = width // 64
+    config = TransformerConfig(
+        VOCABULARY, width, layers, heads, heads, 64, 8 * width // 3, CONTEXT, qk_norm=True, model_type="qwen3"
+    )
+    model = Transformer(config)
+    model.initialize(0)
+    set_precision(model, precision)
+    split = len(tokens) * 19 // 20
+    objective = CausalLanguageModeling(
+        tokens[:split], tokens[split:], context=CONTEXT, batch_size=BATCH, micro_batch=BATCH, seed=0
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = FitSettings(OptimizerSettings(), max_steps=steps, evaluations=2)
+        result = Trainer(model, objective, settings, Path(folder), device=torch.device("cpu")).fit()
+    return result.validation_loss, result.seconds
+
+
 # The run -------------------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +395,25 @@ def read_tokens(paths: list[str], target: Path) -> int:
     return len(ids)
 
 
+def compare_precisions(size: str, texts: list[str], steps: int) -> None:
+    """Train the same network on the same batches with products in fp32 and in int8."""
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens.npy"
+        read_tokens(texts, path)
+        tokens = np.load(path, mmap_mode="r")
+        losses = {}
+        for precision in ("fp32", "int8"):
+            losses[precision], seconds = quality(size, tokens, steps, precision)
+            speed = steps * BATCH * CONTEXT / seconds
+            print(
+                f"{precision}: validation loss {losses[precision]:.4f} after {steps} steps, {speed:,.0f} tok/s",
+                flush=True,
+            )
+        print(f"int8 over fp32: {losses['int8'] / losses['fp32'] - 1:+.2%}")
+
+
 def main() -> None:
     """Run the rows in turn and print the table; with --row, be one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -373,6 +422,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="per row and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names contain one of these")
+    parser.add_argument(
+        "--quality", type=int, metavar="STEPS", help="instead: final loss in fp32 and int8, so many steps"
+    )
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--tokens", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -394,6 +446,9 @@ def main() -> None:
     print(
         f"Python {platform.python_version()}, torch {torch.__version__}; {given.size}: {layers} layers, width {width}"
     )
+    if given.quality:
+        compare_precisions(given.size, given.texts, given.quality)
+        return
     rows = [name for name in ROWS if not given.only or any(part in name for part in given.only)]
     speeds: dict[str, list[float]] = {name: [] for name in rows}
     firsts: dict[str, float] = {}

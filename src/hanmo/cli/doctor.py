@@ -67,6 +67,7 @@ def inspect_torch() -> dict[str, Any]:
     import torch
 
     from hanmo.models.device import available_memory
+    from hanmo.models.kernels import native
     from hanmo.training.plan import measure_matrix_rate
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,6 +77,8 @@ def inspect_torch() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "matrix_gflops": round(measure_matrix_rate(device) / 1e9),
         "memory_available": available_memory(),
+        "native_kernels": native.load()[1] if native.library() is not None else None,
+        "native_missing": "" if native.library() is not None else native.load()[1],
     }
 
 
@@ -100,6 +103,13 @@ def examine() -> dict[str, Any]:
         problems.append({"what": f"missing: {', '.join(missing)}", "fix": f"{sys.executable} -m pip install hanmo"})
     if packages["torch"] is not None:
         report.update(inspect_torch())
+        if report["native_missing"]:
+            what = pick(
+                f"no native kernels ({report['native_missing']}): training on the CPU takes two to four times as long",
+                f"没有本地内核（{report['native_missing']}）：CPU 上的训练时间会是两到四倍",
+            )
+            fix = pick("install a C++ compiler, then install Hanmo again", "请安装 C++ 编译器，然后重新安装 Hanmo")
+            problems.append({"what": what, "fix": fix})
     if report["disk_free"] < 2e9:
         problems.append({"what": f"only {human_bytes(report['disk_free'])} of disk are free", "fix": "free some space"})
     for name, (extra, purpose, _) in OPTIONAL.items():
@@ -119,6 +129,7 @@ def describe(report: dict[str, Any]) -> str:
         speed = pick("GFLOP/s in float32 products", "GFLOP/s（float32 矩阵乘）")
         rows += [
             (pick("devices", "设备"), f"{', '.join(report['devices'])}; {report['matrix_gflops']} {speed}"),
+            (pick("kernels", "内核"), report["native_kernels"] or pick("none", "无")),
             (pick("memory", "内存"), f"{human_bytes(report['memory_available'])} " + pick("available", "可用")),
         ]
     rows += [

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from hanmo.training.trackers import Tracker
 
 
+EVALUATION_SHARE = 0.05  # of the time of a run, for the evaluations on the way
+EVALUATION_TOKENS = (8192, 32_768)  # fewer are too noisy to choose weights by, more tell little more
+
+
 class Described(Protocol):
     """What can be told before a run."""
 
@@ -122,7 +126,7 @@ def fit(
     use_precision(model, settings.precision, device)
     prepare_model(model, settings, device, plan.expected_seconds)
     recipe = prepared.record["recipe"]
-    loop = loop_settings(settings, plan.optimizer, recipe, plan.steps, plan.seconds, plan.max_tokens)
+    loop = loop_settings(settings, plan.optimizer, recipe, plan.steps, plan.seconds, plan.max_tokens, plan.tokens)
     trainer = Trainer(
         model, goal, loop, run, device=device, resume=settings.resume, processes=processes, trackers=trackers
     )
@@ -187,19 +191,24 @@ def loop_settings(
     steps: int | None,
     seconds: float | None,
     max_tokens: float = math.inf,
+    expected_tokens: float = math.inf,
     **schedule: float,
 ) -> FitSettings:
     """What the loop of a run needs, from the user's settings.
 
     Args:
         steps, seconds: the horizon; exactly one is given.
+        expected_tokens: of the whole run; evaluations take about a twentieth of its time (a token that is only read
+            costs a third of one that is learned).
         schedule: fields of :class:`~hanmo.training.schedule.Schedule` that differ from its defaults.
     """
-    from hanmo.training.fit import FitSettings
+    from hanmo.training.fit import EVALUATIONS, FitSettings
     from hanmo.training.schedule import Schedule
 
     if settings.cooldown is not None:
         schedule["cooldown"] = settings.cooldown
+    share = EVALUATION_SHARE * 3 * min(expected_tokens, 1e12)
+    evaluations = int(min(EVALUATIONS, max(4, share // EVALUATION_TOKENS[0])))
     return FitSettings(
         optimizer=optimizer,
         max_steps=steps,
@@ -210,6 +219,9 @@ def loop_settings(
         recipe=recipe,
         schedule=Schedule(**schedule),  # type: ignore[arg-type]
         seed=settings.seed,
+        evaluations=evaluations,
+        validation_tokens=int(min(EVALUATION_TOKENS[1], max(EVALUATION_TOKENS[0], share // evaluations))),
+        precision=settings.precision,
         patience=settings.patience,
         keep_best=settings.keep_best,
         average=settings.average,

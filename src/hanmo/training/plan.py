@@ -18,6 +18,8 @@ from hanmo.language import pick
 from hanmo.models.architectures import read_config
 from hanmo.models.cost import num_parameters, training_flops_per_token, training_memory_bytes
 from hanmo.models.device import available_memory
+from hanmo.models.kernels import native
+from hanmo.models.kernels.products import matmul
 from hanmo.models.recurrent import RecurrentConfig
 from hanmo.models.transformer import TransformerConfig
 from hanmo.progress import display_width, human_bytes, human_count, human_time
@@ -66,6 +68,7 @@ LEAST_STEPS = 200  # fewer, and the warm-up is most of the training
 CHINESE_VOCABULARY = 4  # times as many entries: a Chinese text has thousands of characters
 GAIN_PER_DOUBLING = 0.15  # bits per byte, for budgets of minutes
 CPU_OVERHEAD = 0.0075e-9 * 128  # seconds; width 128 trains at about 85 GFLOP/s on cores of 190 and of 310 GFLOP/s
+NATIVE_OVERHEAD = 0.0028e-9 * 128  # with the native kernels: 200 GFLOP/s at width 128, 300 at 384, of 434 in products
 DEFAULT_BUDGET = 180.0
 MATRIX_RATE = 0.03  # Muon's peak rate at width 128
 ADAMW_RATE = 3e-3  # AdamW's
@@ -129,7 +132,8 @@ class Machine:
 def measure_machine(device: torch.device) -> Machine:
     """Measure the matrix rate; the overhead is that of two CPU cores (``benchmarks/results/dial.md``), or a hundredth
     of it on an accelerator, whose memory is about so much faster."""
-    overhead = CPU_OVERHEAD if device.type == "cpu" else CPU_OVERHEAD / 100
+    fused = native.library() is not None
+    overhead = (NATIVE_OVERHEAD if fused else CPU_OVERHEAD) if device.type == "cpu" else CPU_OVERHEAD / 100
     return Machine(measure_matrix_rate(device), overhead)
 
 
@@ -140,12 +144,13 @@ def measure_matrix_rate(device: torch.device, windows: int = 8, seconds: float =
     """
     size = 768 if device.type == "cpu" else 4096
     a = torch.randn(size, size, device=device)
-    (a @ a).sum().item()
+    product = matmul if device.type == "cpu" else torch.mm  # as the layers compute it
+    product(a, a).sum().item()
     best = 0.0
     for _ in range(windows):
         count, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
-            (a @ a).sum().item()
+            product(a, a).sum().item()
             count += 1
         best = max(best, 2.0 * size**3 * count / elapsed)
     return best

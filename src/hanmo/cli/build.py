@@ -16,6 +16,7 @@ from hanmo.errors import UsageError
 from hanmo.folder import write_json
 from hanmo.language import pick
 from hanmo.settings import argument, notice
+from hanmo.training.launch import is_worker
 
 if TYPE_CHECKING:
     import torch
@@ -99,9 +100,11 @@ def run(settings: BuildSettings) -> Outcome:
             fix=command,
             zh=f"{strange} 请用于 hanmo pretrain：{command}",
         )
-    if settings.devices > 1:
+    if settings.devices > 1 or is_worker():
         raise UsageError(
-            "--devices belongs to hanmo pretrain",
+            "several processes belong to hanmo pretrain",
+            where="hanmo build",
+            why="its report is made by one process",
             fix="hanmo pretrain --devices N, then hanmo evaluate",
             zh="--devices 请用于 hanmo pretrain，然后用 hanmo evaluate 评测",
         )

@@ -373,6 +373,10 @@ def train_run(
     from hanmo.training.trackers import open_trackers
 
     prepared: Prepared = processes.first_main(lambda: prepare_run(run, paths, settings, words, processes, device))
+    # each process measured the machine for itself, and from these follows when all of them evaluate
+    measured = ("max_tokens", "tokens", "tokens_per_second", "expected_seconds")
+    common: dict[str, Any] = {name: processes.decide(getattr(prepared.plan, name)) for name in measured}
+    prepared = replace(prepared, plan=replace(prepared.plan, **common))
     record, plan = prepared.record, prepared.plan
     report = TrainingReport(
         run, plan=plan.rows(), settings=record["settings"], computed=record["computed"], versions=versions()

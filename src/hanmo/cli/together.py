@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.road import choose_out, open_run
-from hanmo.errors import UsageError
+from hanmo.errors import HanmoError, Interrupted, UsageError
 from hanmo.folder import read_json
-from hanmo.training.launch import check_devices, is_worker, launch, launch_id
+from hanmo.training.launch import check_devices, is_follower, is_worker, launch, launch_id, leave
 from hanmo.training.settings import LoopSettings
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hanmo.training.processes import Processes
+
+
+FIRST_SECONDS = 3.0  # for the first process to tell an error that all have
 
 
 def start_workers(settings: LoopSettings) -> None:
@@ -65,13 +69,42 @@ def run_together(paths: list[str], settings: Any) -> Iterator[tuple[Path, Proces
         recompute = settings.activation_checkpointing
         return FullySharded(place, device, precision=settings.precision, recompute=recompute)
 
-    with joined(settings.device, make) as (processes, device), ExitStack() as stack:
+    with told_once(), joined(settings.device, make) as (processes, device), ExitStack() as stack:
+        processes.on_main(lambda: refuse_recurrent(settings, processes))
         folder = choose_out(settings, paths)
         if processes.restarted and (folder / "settings.json").is_file():
             settings.resume = settings.resume or read_json(folder / "settings.json").get("launch") == launch_id()
         processes.on_main(lambda: stack.enter_context(open_run(paths, settings)))
         processes.check_folder(folder)
         yield folder, processes, device
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Let the first process tell an error that all have, and end the others; one that only another has is told by it.
+
+    Both launchers end the others when the first has failed, so a moment is all that it takes.
+    """
+    try:
+        yield
+    except HanmoError as error:
+        if is_follower():
+            if isinstance(error, Interrupted):
+                leave(error.exit_code)
+            time.sleep(FIRST_SECONDS)
+        raise
+
+
+def refuse_recurrent(settings: Any, processes: Processes) -> None:
+    """Refuse to divide recurrent training, before any text is read.
+
+    Raises:
+        UsageError: the objective carries a state from step to step.
+    """
+    if processes.share.count > 1 and getattr(settings, "architecture", "transformer") != "transformer":
+        from hanmo.training.distributed import carried_state
+
+        raise carried_state()
 
 
 def prepare_model(model: nn.Module, settings: LoopSettings, device: torch.device, seconds: float | None) -> None:

@@ -93,11 +93,15 @@ def tune(run: Path, settings: FinetuneSettings, processes: Processes, device: to
     from hanmo.training.trackers import open_trackers
 
     resolution = Resolution()
-    restore_choices(run, settings, resolution)
-    splits = read_splits(settings)
-    base = load_base(settings, splits)
-    trained = choose_weights(base, settings)
-    goal = make_goal(run, settings, resolution, base, splits)
+
+    def read() -> tuple[Splits, Base, int, Goal]:
+        restore_choices(run, settings, resolution)
+        splits = read_splits(settings)
+        base = load_base(settings, splits)
+        trained = choose_weights(base, settings)
+        return splits, base, trained, make_goal(run, settings, resolution, base, splits)
+
+    splits, base, trained, goal = processes.first_main(read)  # a mistake in the records is told once
     config = base.model.config
     horizon = choose_tuning(
         settings,
@@ -128,7 +132,7 @@ def tune(run: Path, settings: FinetuneSettings, processes: Processes, device: to
     use_precision(base.model, settings.precision, device)
     prepare_model(base.model, settings, device, estimate.seconds)
     base.model.to(device)
-    objective = goal.build()
+    objective = processes.first_main(goal.build)  # the others find what the first computed, such as a reference
     preflight = preflight_of(base, goal, settings, objective, estimate)
     notice(preflight.describe(colour=wants_colour(sys.stderr)))
     objective = with_teacher(settings, objective, base.model, device)

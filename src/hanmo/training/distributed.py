@@ -237,7 +237,8 @@ class Distributed(Processes):
         """Called before each micro-batch of a training step."""
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnect, once all have come to the end: one that is gone would look like a failure to the others."""
+        self.exchange(None)
         dist.destroy_process_group()
 
 
@@ -330,14 +331,18 @@ def refuse_carried_state(objective: Objective[Any, Any]) -> None:
         UsageError: the objective carries a state.
     """
     if type(objective).load_state_tensors is not Objective.load_state_tensors:
-        raise UsageError(
-            "this training cannot be divided among processes",
-            where="--devices",
-            why="a recurrent network goes on with the state of the step before, stream by stream",
-            fix="train with one process, or choose --architecture transformer",
-            zh="循环网络逐步延续每条文本流的状态，无法分给多个进程。"
-            "请用单个进程训练，或改用 --architecture transformer",
-        )
+        raise carried_state()
+
+
+def carried_state() -> UsageError:
+    """The error for a training whose micro-batches cannot be divided."""
+    return UsageError(
+        "this training cannot be divided among processes",
+        where="--devices",
+        why="a recurrent network goes on with the state of the step before, stream by stream",
+        fix="train with one process, or choose --architecture transformer",
+        zh="循环网络逐步延续每条文本流的状态，无法分给多个进程。请用单个进程训练，或改用 --architecture transformer",
+    )
 
 
 def error_record(error: BaseException) -> dict[str, str]:

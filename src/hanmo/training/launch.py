@@ -68,10 +68,10 @@ def is_follower() -> bool:
 def leave(code: int) -> NoReturn:
     """End the program with an exit code.
 
-    A failed process that is one of several leaves at once: while Python ends, threads of a connection that the others
-    still hold can abort it (seen once in 46 times with gloo), and the launcher would take that for a crash.
+    A process that is one of several leaves at once: while Python ends, threads of a connection that the others still
+    hold can abort it (seen with gloo, also after a success), and the launcher would take that for a crash.
     """
-    if code and is_worker():
+    if is_worker():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -45,7 +45,6 @@ NOT_DECISIVE = {  # settings that change how a run is done, not what comes out o
     "micro_batch",
     "keep_best",
     "track",
-    "search",
 }
 
 

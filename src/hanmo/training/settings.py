@@ -50,7 +50,6 @@ STEPS_ONLY = (  # settings that an n-gram model does not have
     "devices",
     "shard",
     "activation_checkpointing",
-    "search",
 )
 TRANSFORMER_ONLY = ("objective", "precision", "devices", "shard", "activation_checkpointing")
 
@@ -119,12 +118,6 @@ class LoopSettings:
         zh="同时写入这些跟踪器（需已安装）：tensorboard、wandb、mlflow",
         metavar="NAME",
     )
-    search: float | None = option(
-        None,
-        "first search for learning rate and batch size, for so many minutes",
-        zh="先用这么多分钟搜索学习率与批大小",
-        metavar="MINUTES",
-    )
     devices: int = option(1, "processes that train together on this machine", zh="本机参与训练的进程数")
     shard: bool = option(
         False,
@@ -148,7 +141,7 @@ class LoopSettings:
                     f"{flag(name)} is {value}, and must be {least:g} or more",
                     zh=f"{flag(name)} 为 {value}，至少应为 {least:g}",
                 )
-        for name in ("learning_rate", "epochs", "search"):
+        for name in ("learning_rate", "epochs"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(

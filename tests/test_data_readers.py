@@ -57,6 +57,11 @@ FORMATS = [
      "column 2 (the longest text of the columns 1, 2; no header)"),
     ("a.tsv", 'ham\t"Hi" she said\nham\tan "open quote\n', ['"Hi" she said', 'an "open quote'],
      "column 2 (the longest text of the columns 1, 2; no header)"),
+    ("a.tsv", '"Hi!" he said.\t“嗨！”\n"No!"\t“不！”\nA "Yes."\t好\n', ['"Hi!" he said.', '"No!"', 'A "Yes."'],
+     "column 1 (the longest text of the columns 1, 2; no header)"),
+    ("a.tsv", '1\t"Wait!"\n2\tCome here.\n3\t"Go!"\n', ['"Wait!"', "Come here.", '"Go!"'],
+     "column 2 (the longest text of the columns 1, 2; no header)"),
+    ("a.tsv", 'id\ttext\n1\t"one"\n2\t"an ""inner"" one"\n', ["one", 'an "inner" one'], "column text (by its name)"),
     ("a.tsv", 'id\ttext\n1\t"two\nlines"\n2\t"x"\n', ["two\nlines", "x"], "column text (by its name)"),
 ]  # fmt: skip
 

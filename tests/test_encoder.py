@@ -24,14 +24,14 @@ from hanmo import catalog
 from hanmo.errors import DataError, ModelError, UsageError
 from hanmo.inference.encoder import TextEncoder
 from hanmo.inference.pooling import Pooling, read_pooling
-from hanmo.inference.reading import shorten
-from hanmo.inference.spans import best_span, stitch, windows, word_windows
+from hanmo.inference.spans import best_span, stitch, word_windows
 from hanmo.models.architectures import default_head, read_config, with_head
 from hanmo.models.checkpoints.huggingface import load_folder
 from hanmo.models.checkpoints.marian import is_marian_tokenizer, load_marian_tokenizer
 from hanmo.models.heads import HeadConfig
 from hanmo.models.recurrent import RecurrentConfig, RecurrentEncoder
 from hanmo.models.transformer import Transformer, build
+from hanmo.text.rows import shorten, windows
 from hanmo.text.tokenizer import Tokenizer
 from hanmo.text.wrapping import read_processor, source_wrapping, wrapping_of
 

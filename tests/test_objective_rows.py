@@ -19,13 +19,11 @@ from hanmo.data.prepare import prepare
 from hanmo.data.settings import DataSettings
 from hanmo.data.tasks import types
 from hanmo.errors import DataError, HanmoError, ModelError
-from hanmo.inference import reading, spans
-from hanmo.inference.encoder import OVERLAP, TextEncoder
+from hanmo.inference.encoder import TextEncoder
 from hanmo.inference.masking import mask_each
 from hanmo.inference.pooling import Pooling
 from hanmo.models.heads import HeadConfig
 from hanmo.models.transformer import Transformer
-from hanmo.text import rows as text_rows
 from hanmo.text.tokenizer import Tokenizer
 from hanmo.text.training import train_bpe, train_char
 from hanmo.text.wrapping import wrapping_of
@@ -71,16 +69,6 @@ LONG = "The bright moon shines before my bed; 床前明月光，疑是地上霜�
 
 
 # The same as in inference --------------------------------------------------------------------------------------------
-
-
-def test_rows_are_cut_as_in_inference() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(300):
-        lengths, room = generator.integers(0, 12, generator.integers(1, 3)).tolist(), int(generator.integers(1, 12))
-        assert text_rows.shorten(lengths, room) == reading.shorten(lengths, room)
-        length, size = int(generator.integers(0, 30)), int(generator.integers(2, 9))
-        assert text_rows.windows(length, size, size // 2) == spans.windows(length, size, size // 2)
-    assert text_rows.OVERLAP == OVERLAP
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ LABELLED = [
 def test_labelled(tmp_path: Path, name: str, content: str, expected: list[Any], taken: str, compressed: bool) -> None:
     data = content.encode("utf-8")
     if compressed:
-        name, data = name + ".gz", gzip.compress(data)
+        name, data = name + ".gz", gzip.compress(data, mtime=0)
     records = read(tmp_path, "labelled", name, data)
     assert [(item.text, item.labels, item.pair) for item in records] == expected
     assert records.report.files[0].taken["text"] == taken
@@ -546,7 +546,7 @@ UNUSABLE = [
     ("labelled", "a.json", '[{"text": "x", "label": "a"},\n{"text": "y", "label": "b"},\n', {}, "a.json:3: the array is not closed; the file is cut off"),
     ("labelled", "a.json", '[{"text": "x", "label": "a"},\n{"text": y, "more": "and more of it"}, 1]', {}, "a.json:2: not valid JSON; the rest of the file cannot be read"),
     ("labelled", "a.csv", 'text,label\nx,a\n"y,b\nz,c\n', {}, "a.csv:3: not a valid row (unexpected end of data)"),
-    ("labelled", "a.tsv.gz", gzip.compress(b"a\tb\n" * 9)[:-6], {}, "the gzip file is damaged or cut off"),
+    ("labelled", "a.tsv.gz", gzip.compress(b"a\tb\n" * 9, mtime=0)[:-6], {}, "the gzip file is damaged or cut off"),
     ("labelled", "a.jsonl", '{"text": "x", "label": "a"}\n' + "{oops\n" * 9, {}, "a.jsonl:2: 9 of 10 records of "),
     ("tagged", "a.txt", "This is a text of some words.\nAnd another one here\nShort\nand so on it goes\n", {}, "not a file with a token and its tag on each line"),
     ("tagged", "a.txt", "dogs dog NOUN x\nrun run VERB y\n", {}, "a.txt:1: it is not clear which columns hold tokens, tags"),

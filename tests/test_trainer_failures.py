@@ -116,6 +116,7 @@ def test_fifty_kills_at_random_points_change_nothing(tmp_path: Path) -> None:
         "sys.path.insert(0, sys.argv[2])\n"
         "from test_trainer_failures import VARIANTS, trainer\n"
         "torch.set_num_threads(1)\n"
+        "trainer(Path(sys.argv[1]).parent / 'warm')\n"  # what torch imports late is imported before the forks
         "run, kills, generator = Path(sys.argv[1]), 0, np.random.default_rng(11)\n"
         "log = run / 'log.jsonl'\n"
         "size = lambda: log.stat().st_size if log.exists() else 0\n"

@@ -25,6 +25,7 @@ TEXT_NAMES = """
     文本 正文 内容 全文 句子 段落 摘要 评论 文章
 """.split()  # noqa: SIM905
 SAMPLE_RECORDS = 100
+QUOTED_ROWS = 200  # that say whether a whole column is quoted
 LARGEST_FIELD = 1 << 28  # characters in one csv field; more means that a quote is missing
 NAME_LIKE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}(?<!\.)(?: [A-Za-z0-9_-]{1,20})?")
 QUOTED_FIELD = re.compile(r'(?:^|\t)"(?:[^"]|"")*"(?=\t|\r?$)', re.MULTILINE)
@@ -254,13 +255,25 @@ def delimiter_of(preview: str, suffix: str) -> str:
 def is_quoted(delimiter: str, preview: str, complete: bool) -> bool:
     """Whether quotation marks enclose fields.
 
-    Many tsv files are written without any quoting, where a quotation mark is only a character: with tabs, quoting is on
-    only if every field of the preview that opens with a quotation mark also closes with one (the last may be cut off).
+    Many tsv files are written without any quoting, where a quotation mark is only a character of the text, also where a
+    whole cell stands between two. With tabs, quoting is on only if every field of the preview that opens with a
+    quotation mark also closes with one (the last may be cut off), and some field needs it (it holds a tab, line end or
+    doubled quotation mark) or a whole column has it.
+
+    >>> tab = chr(9)
+    >>> is_quoted(tab, f'"Hi!"{tab}x', True), is_quoted(tab, f'"a ""b"" c"{tab}x', True)
+    (False, True)
     """
     if delimiter != "\t":
         return True
-    closed = len(QUOTED_FIELD.findall(preview))
-    return closed > 0 and len(OPENED_FIELD.findall(preview)) - closed <= (0 if complete else 1)
+    quoted = QUOTED_FIELD.findall(preview)
+    if not quoted or len(OPENED_FIELD.findall(preview)) - len(quoted) > (0 if complete else 1):
+        return False
+    if any(re.search(r'[\t\n]|""', field.strip("\t\r\n")[1:-1]) for field in quoted):
+        return True
+    rows = [line.rstrip("\r").split("\t") for line in preview.split("\n")[:QUOTED_ROWS] if line.strip()]
+    columns = zip(*rows[1 : len(rows) - (not complete)], strict=False)  # the first row may be a header without quotes
+    return any(all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in column) for column in columns)
 
 
 def table_rows(

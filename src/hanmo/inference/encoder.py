@@ -29,14 +29,14 @@ from hanmo.inference.reading import (
     RowReader,
     check_texts,
     check_words,
-    shorten,
 )
-from hanmo.inference.spans import Answer, best_span, stitch, windows, word_windows
+from hanmo.inference.spans import Answer, best_span, stitch, word_windows
 from hanmo.language import pick
 from hanmo.models.architectures import task_of
 from hanmo.models.recurrent import RecurrentEncoder
 from hanmo.models.transformer import Transformer
 from hanmo.settings import notice
+from hanmo.text.rows import OVERLAP, UNBOUNDED, shorten, spaced_words, windows, word_pieces
 from hanmo.text.segment import segment
 from hanmo.text.wrapping import wrapping_of
 
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from hanmo.text.tokenizer import Tokenizer
 
 BLOCK = 4096  # texts that are encoded and sorted by length together
-UNBOUNDED = 4096  # tokens of one row where a network has no limit of its own
-OVERLAP = 128  # tokens that two windows of a long input share, at most half of one
 LONGEST_ANSWER = 30  # tokens
 
 # What each kind of network answers: the methods, and the class of transformers whose folders do that.
@@ -298,12 +296,8 @@ class TextEncoder:
                 place = start + len(word)
         else:
             words = check_words(sentence)
-            spaced = [index > 0 and not "\u3400" <= word[:1] <= "\u9fff" for index, word in enumerate(words)]
-        prefixed = self.tokenizer.is_byte_level
-        pieces = self.tokenizer.encode_batch(
-            [f" {word}" if prefixed and space else word for word, space in zip(words, spaced, strict=True)]
-        )
-        return words, [piece or [self.reader.padding_id] for piece in pieces]
+            spaced = spaced_words(words)
+        return words, word_pieces(self.tokenizer, words, spaced)
 
     # Answers ---------------------------------------------------------------------------------------------------------
 

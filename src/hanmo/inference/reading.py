@@ -16,6 +16,7 @@ from torch import Tensor
 from hanmo.errors import ModelError, UsageError
 from hanmo.models.recurrent import RecurrentEncoder
 from hanmo.models.transformer import Transformer
+from hanmo.text.rows import padding_id
 from hanmo.text.wrapping import Wrapped
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class RowReader:
 
     def __init__(self, model: Transformer | RecurrentEncoder, tokenizer: Tokenizer, name: str) -> None:
         self.model, self.name = model, name
-        self.padding_id = next(id for id in (tokenizer.pad_id, tokenizer.eos_id, 0) if id is not None)
+        self.padding_id = padding_id(tokenizer)
         if isinstance(model, RecurrentEncoder):
             self.token_types, self.hidden_size = 0, model.config.output_size
         else:
@@ -97,21 +98,6 @@ class RowReader:
             types = [[min(kind, self.token_types - 1) for kind in row.types] for row in rows]
             types_BT = torch.tensor([[*kinds, *[0] * (T - len(kinds))] for kinds in types], device=self.device)
         return self.model.hidden(ids_BT, mask_BS=mask_BT, types_BT=types_BT), mask_BT
-
-
-def shorten(lengths: Sequence[int], room: int) -> list[int]:
-    """How many tokens of one text or of a pair are kept: the longer of a pair is cut first.
-
-    >>> shorten([9, 3], 8), shorten([9, 9], 7)
-    ([5, 3], [3, 4])
-    """
-    if len(lengths) == 1:
-        return [min(lengths[0], room)]
-    small, large = sorted(lengths)
-    large = min(large, max(small, room - small))
-    if small + large > room:
-        small, large = room // 2, room - room // 2
-    return [large, small] if lengths[0] > lengths[1] else [small, large]
 
 
 def check_texts(texts: object, *, pairs: bool = False) -> list[str | Pair]:

@@ -49,19 +49,6 @@ class Span:
     probability: float
 
 
-def windows(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Cover ``range(length)`` by windows of at most ``size``, each sharing ``overlap`` with the one before.
-
-    >>> windows(10, 6, 2), windows(0, 6, 2)
-    ([(0, 6), (4, 10)], [(0, 0)])
-    """
-    spans = [(0, min(size, length))]
-    while spans[-1][1] < length:
-        start = spans[-1][1] - overlap
-        spans.append((start, min(start + size, length)))
-    return spans
-
-
 def word_windows(sizes: Sequence[int], room: int, overlap: int) -> list[tuple[int, int]]:
     """Cover words of so many tokens each by windows of at most ``room`` tokens that share about ``overlap``.
 

@@ -47,20 +47,28 @@ def render_chat(
         ModelError: there is no template, or it fails.
     """
     rendered, stand_ins = render_marked(tokenizer, messages, add_generation_prompt)
-    originals = {ord(twin): chr(point) for point, twin in stand_ins.items()}
-    text = rendered.translate(originals)
     if not tokenizer.special_tokens:
-        return tokenizer.encode(text)
-    control = control_pattern(tokenizer.special_tokens)
-    if len(control.findall(text)) == len(control.findall(rendered)):
+        return tokenizer.encode(rendered)  # and there are no stand-ins
+    return encode_marked(tokenizer, control_pattern(tokenizer.special_tokens), rendered, stand_ins)
+
+
+def encode_marked(tokenizer: Tokenizer, control: re.Pattern[str], marked: str, stand_ins: dict[int, str]) -> list[int]:
+    """Ids of a rendered text (or a part of it) in which stand-ins hide what looks like markup in the messages.
+
+    Args:
+        control: :func:`control_pattern` of the tokenizer's control tokens, of which there is at least one.
+    """
+    originals = {ord(twin): chr(point) for point, twin in stand_ins.items()}
+    text = marked.translate(originals)
+    if len(control.findall(text)) == len(control.findall(marked)):
         return tokenizer.encode(text, special=True)  # no message looks like a control token
     ids: list[int] = []
     at = 0
-    for match in control.finditer(rendered):
-        ids += tokenizer.encode(rendered[at : match.start()].translate(originals))
+    for match in control.finditer(marked):
+        ids += tokenizer.encode(marked[at : match.start()].translate(originals))
         ids.append(tokenizer.special_tokens[match[0]])
         at = match.end()
-    return ids + tokenizer.encode(rendered[at:].translate(originals))
+    return ids + tokenizer.encode(marked[at:].translate(originals))
 
 
 def control_pattern(tokens: Iterable[str]) -> re.Pattern[str]:

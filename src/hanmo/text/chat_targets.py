@@ -18,7 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hanmo.errors import DataError, ModelError
-from hanmo.text.chat import CHATML_TEMPLATE, check_messages, choose_stand_ins, control_pattern, render_marked
+from hanmo.text.chat import (
+    CHATML_TEMPLATE,
+    check_messages,
+    choose_stand_ins,
+    control_pattern,
+    encode_marked,
+    render_marked,
+)
 from hanmo.text.tokenizer import Tokenizer
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -46,21 +53,8 @@ class Form:
     control: re.Pattern[str]
 
     def ids(self, marked: str, stand_ins: dict[int, str]) -> list[int]:
-        """The ids of a rendered text in which stand-ins hide what looks like markup in the messages.
-
-        For a whole conversation they are those of :func:`hanmo.text.chat.render_chat`.
-        """
-        originals = {ord(twin): chr(point) for point, twin in stand_ins.items()}
-        text = marked.translate(originals)
-        if len(self.control.findall(text)) == len(self.control.findall(marked)):
-            return self.tokenizer.encode(text, special=True)
-        ids: list[int] = []
-        at = 0
-        for match in self.control.finditer(marked):
-            ids += self.tokenizer.encode(marked[at : match.start()].translate(originals))
-            ids.append(self.tokenizer.special_tokens[match[0]])
-            at = match.end()
-        return ids + self.tokenizer.encode(marked[at:].translate(originals))
+        """The ids of a rendered text; for a whole conversation those of :func:`hanmo.text.chat.render_chat`."""
+        return encode_marked(self.tokenizer, self.control, marked, stand_ins)
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,18 @@ def save_checkpoint(root: Path, model: dict[str, Tensor], optimizer: dict[str, T
         fields = dataclasses.asdict(state)
         fields["best_loss"] = state.best_loss if state.best_step >= 0 else None
         write_json(folder / "state.json", fields)
-    for old in [*step_folders(root)[:-KEEP], *root.glob(".step-*.tmp-*")]:  # the latter: left by killed processes
-        shutil.rmtree(old, ignore_errors=True)
+    prune_checkpoints(root, state.step)
     return target
+
+
+def prune_checkpoints(root: Path, step: int) -> None:
+    """After the checkpoint of a step was written: remove all but it and the one before, and what is left of killed
+    writers. Later steps than this one are those of damaged checkpoints, which must not take a whole one's place."""
+    newest = f"step-{step:08d}"
+    earlier = [folder for folder in step_folders(root) if folder.name <= newest]
+    later = [folder for folder in step_folders(root) if folder.name > newest]
+    for old in [*earlier[:-KEEP], *later, *root.glob(".step-*.tmp-*")]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_tensors(folder: Path, group: str) -> dict[str, Tensor]:
@@ -146,6 +155,8 @@ def load_weights(root: Path, step: int) -> dict[str, Tensor]:
         ModelError: it is missing or damaged.
     """
     folder = root / f"step-{step:08d}"
+    if not (folder / MANIFEST).is_file():
+        raise ModelError("the weights or their manifest are missing", where=str(folder), zh="权重或其清单缺失")
     verify(folder)
     weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
     return weights
@@ -153,12 +164,10 @@ def load_weights(root: Path, step: int) -> dict[str, Tensor]:
 
 def prune_weights(root: Path, checkpoints: Path) -> None:
     """Remove kept weights that no checkpoint speaks of any more: resuming the older one must still find its own."""
-    named = {
-        step
-        for folder in step_folders(checkpoints)
-        if (folder / "state.json").is_file()
-        for _, step in read_json(folder / "state.json").get("kept", [])
-    }
+    named: set[int] = set()
+    for folder in step_folders(checkpoints):
+        with contextlib.suppress(ModelError):  # damaged: no run goes on from it
+            named |= {step for _, step in read_json(folder / "state.json").get("kept", [])}
     for folder in step_folders(root):
         if int(folder.name.removeprefix("step-")) not in named:
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hanmo.errors import Interrupted, ModelError, ResourceError
+from hanmo.errors import DataError, Interrupted, ModelError, ResourceError
 from hanmo.language import pick
 from hanmo.progress import Progress, RunLog
 from hanmo.settings import notice
@@ -44,6 +44,7 @@ CARRIED, AVERAGE = "carried.", "average."  # what stands before the names of the
 FINAL_TOKENS = 500_000  # the closing evaluation must not outlast the training; most validation splits are smaller
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -292,15 +293,7 @@ class Trainer(Generic[ModelT]):
     def step(self, done: float) -> float:
         """One optimizer step; returns its loss per token (or example, or pair)."""
         self.model.train()
-        while True:
-            try:
-                total, guilty = self.accumulate()
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                failure = str(error)
-            self.use_less_memory(failure)  # outside of the handler, whose traceback holds the tensors
+        total, guilty = self.within_memory(self.accumulate)
         weight = self.objective.step_weight(self.state.step)
         self.processes.reduce_gradients(self.weights.values())
         loss = self.processes.sums({"loss": total})["loss"] / weight
@@ -340,6 +333,24 @@ class Trainer(Generic[ModelT]):
                 guilty = number
             total += value
         return total, guilty
+
+    def within_memory(self, compute: Callable[[], ResultT]) -> ResultT:
+        """What a function gives; it is repeated with smaller micro-batches for as long as memory runs out.
+
+        Raises:
+            ResourceError: one example at a time is the least, or other processes cannot follow.
+        """
+        # the micro-batches before the one that failed have moved on what the objective carries
+        carried = {name: value.clone() for name, value in self.objective.state_tensors().items()}
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = str(error)
+            self.use_less_memory(failure)  # outside of the handler, whose traceback holds the tensors
+            self.objective.load_state_tensors(carried)
 
     def use_less_memory(self, failure: str) -> None:
         """After memory ran out: drop the gradients and halve the micro-batch, which doubles the accumulation.
@@ -389,10 +400,26 @@ class Trainer(Generic[ModelT]):
 
     # Validation -------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def validate(self, limit: int | None = None) -> dict[str, float]:
-        """Every measure on the held-out data, or on about ``limit`` tokens of it; the loss is among them."""
+        """Every measure on the held-out data, or on about ``limit`` tokens of it; the loss is among them.
+
+        Raises:
+            DataError: there is nothing to measure.
+            ResourceError: not even one example at a time fits into memory.
+        """
         self.model.eval()
+        sums = self.processes.sums(self.within_memory(lambda: self.measured(limit)))
+        if "loss/weight" not in sums:
+            raise DataError(
+                "the validation data has no example", fix="add records to it", zh="验证数据中没有样本，请补充"
+            )
+        return {
+            name: value / max(sums[name + "/weight"], 1e-12) for name, value in sums.items() if name + "/weight" in sums
+        }
+
+    @torch.no_grad()
+    def measured(self, limit: int | None) -> dict[str, float]:
+        """This process's sum and weight of every measure."""
         sums: dict[str, float] = {}
         self.objective.begin_validation()
         try:
@@ -405,10 +432,7 @@ class Trainer(Generic[ModelT]):
                     sums[name + "/weight"] = sums.get(name + "/weight", 0.0) + weight
         finally:
             self.objective.end_validation()
-        sums = self.processes.sums(sums)
-        return {
-            name: value / max(sums[name + "/weight"], 1e-12) for name, value in sums.items() if name + "/weight" in sums
-        }
+        return sums
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -439,7 +463,9 @@ class Trainer(Generic[ModelT]):
             measures = self.validate(self.settings.validation_tokens)
             loss = measures["loss"]
             better = loss < state.best_loss
-            ranked = sorted([*state.kept, (loss, state.step)])[: self.settings.keep_best]
+            # what is no number cannot be ranked: it would stay the first for ever
+            found = [(loss, state.step)] if math.isfinite(loss) else []
+            ranked = sorted([*state.kept, *found])[: self.settings.keep_best]
             if (loss, state.step) in ranked:
                 whole = self.processes.gathered({name: value.detach() for name, value in self.weights.items()})
                 self.processes.on_main(lambda: keep_weights(self.kept, state.step, whole))
@@ -483,7 +509,7 @@ class Trainer(Generic[ModelT]):
                     )
                 )
                 measures = {"loss": math.inf}
-            if measures["loss"] < final["loss"]:
+            if math.isfinite(measures["loss"]) and not measures["loss"] >= final["loss"]:  # the last may be no number
                 final, best_step = measures, state.best_step
             else:
                 with torch.no_grad():

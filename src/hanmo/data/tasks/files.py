@@ -16,7 +16,7 @@ from hanmo.data.encodings import TextStream, binary_kind, readable_name
 from hanmo.data.problems import MARKED_BYTE
 from hanmo.data.readers import GZIP_MAGIC
 from hanmo.data.sources import HashingFile, Source
-from hanmo.data.tasks.formats import FORMAT_NAMES, array_in_object, is_quoted, sniff
+from hanmo.data.tasks.formats import FORMAT_NAMES, array_in_object, sniff
 from hanmo.data.tasks.report import EARLY_BAD, MOST_BAD, FileReport, TaskProblems, begins, shown_record
 from hanmo.errors import DataError, missing_package
 from hanmo.language import pick
@@ -247,7 +247,7 @@ class RecordFile:
     def table(self) -> Iterator[tuple[int, list[str]]]:
         """The rows of a csv or tsv file; a quoted field may hold line ends."""
         delimiter = records.delimiter_of(self.preview, self.format)
-        quoting = is_quoted(delimiter, self.preview, self.stream.complete)
+        quoting = records.is_quoted(delimiter, self.preview, self.stream.complete)
         for line, row in records.table_rows(self.stream.lines(), delimiter, quoting, self.bad_row):
             self.seen += 1
             if not (self.stream.bad and self.damaged(line, "\t".join(row))):

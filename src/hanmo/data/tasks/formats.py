@@ -6,8 +6,6 @@ import json
 import re
 from pathlib import Path
 
-from hanmo.data import records
-
 ARRAY_START = re.compile(r'\s*\[\s*[\[{"\]]')
 OBJECT_START = re.compile(r'\{\s*["}]')
 TMX_START = re.compile(r"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!DOCTYPE tmx\b|<tmx\b)", re.DOTALL)
@@ -91,28 +89,6 @@ def array_in_object(preview: str) -> tuple[str, int] | None:
             _, at = decoder.raw_decode(preview, at)
         except (ValueError, RecursionError):
             return None
-
-
-def is_quoted(delimiter: str, preview: str, complete: bool) -> bool:
-    """Whether quotation marks enclose fields.
-
-    In tsv files they are mostly characters of the text, also where a whole cell stands between them. They enclose
-    fields only if some field needs it (it holds a tab, line end or doubled quotation mark), or a whole column has them.
-
-    >>> tab = chr(9)
-    >>> is_quoted(tab, f'"Hi!"{tab}x', True), is_quoted(tab, f'"a ""b"" c"{tab}x', True)
-    (False, True)
-    """
-    if not records.is_quoted(delimiter, preview, complete):
-        return False
-    if delimiter != "\t":
-        return True
-    fields = [field.strip("\t\r\n")[1:-1] for field in records.QUOTED_FIELD.findall(preview)]
-    if any(re.search(r'[\t\n]|""', field) for field in fields):
-        return True
-    rows = [line.rstrip("\r").split("\t") for line in preview.split("\n")[:SNIFFED_LINES] if line.strip()]
-    columns = zip(*rows[1 : len(rows) - (not complete)], strict=False)  # the first row may be a header without quotes
-    return any(all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in column) for column in columns)
 
 
 def stem_of(path: Path) -> str:

@@ -14,6 +14,8 @@ os.environ.setdefault("HANMO_QUIET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HANMO_THREADS", "1")
 
+collect_ignore = ["trainer_kills.py"]  # a script that a test runs
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -59,11 +59,6 @@ def safe_cut(text: str, target: int, reach: int = 1000) -> int:
         following = text[place]
         if " " <= following <= "~" or "\u4e00" <= following <= "\u9fff":
             return place
-        if unicodedata.category(following)[0] in "MC":
-            continue
-        pair = text[place - 1] + following  # conjoining jamo and a few vowels compose without being marks
-        if unicodedata.normalize("NFC", pair) == unicodedata.normalize("NFC", text[place - 1]) + unicodedata.normalize(
-            "NFC", following
-        ):
-            return place
+        if unicodedata.category(following)[0] not in "MC" and not "\u1160" <= following <= "\u11ff":
+            return place  # besides marks, only Korean vowels and finals compose with what precedes them
     return target

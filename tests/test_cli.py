@@ -316,7 +316,7 @@ def test_build_explains_itself_on_standard_error(road: SimpleNamespace) -> None:
     }[road.language]
     assert err.index(computed) < err.index("learning_rate = ") < err.index(expected) < err.index(bar)
     record = json.loads((road.run / "settings.json").read_text(encoding="utf-8"))
-    assert set(record["computed"]) == {"micro_batch", "learning_rate"}
+    assert set(record["computed"]) == {"micro_batch", "learning_rate", "weight_decay"}
     assert all(record["computed"].values()) and record["settings"]["max_steps"] == 20
     log = [json.loads(line) for line in (road.run / "log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]

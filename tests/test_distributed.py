@@ -1,6 +1,6 @@
 """Training with several processes: the laws of scale, restarts, and what happens when one process fails.
 
-The processes run this file as a program; each start costs seconds, so that one start checks many things.
+The processes run scenarios of this file; each start costs seconds, so that one start checks many things.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hanmo.errors import DataError, HanmoError, ModelError, ResourceError, UsageError
-from hanmo.folder import MANIFEST, verify
-from hanmo.models.packed import packed_attention
-from hanmo.models.transformer import Transformer, TransformerConfig
+from hanmo.cli.main import main as cli
+from hanmo.errors import DataError, ModelError, ResourceError, UsageError
+from hanmo.models.transformer import Transformer
 from hanmo.training import launch as launching
+from hanmo.training import meeting
 from hanmo.training.acceleration import (
     autocast,
     checkpoint_blocks,
@@ -39,78 +39,26 @@ from hanmo.training.acceleration import (
 )
 from hanmo.training.checkpoint import load_newest
 from hanmo.training.distributed import DataParallel, Distributed, joined
-from hanmo.training.fit import FitSettings, Trainer
-from hanmo.training.launch import decisive, launch, leave
+from hanmo.training.launch import decisive, launch
 from hanmo.training.meeting import Place, from_environment
-from hanmo.training.objectives import CausalLanguageModeling, TruncatedBackpropagation
-from hanmo.training.optimizer import OptimizerSettings, orthogonalize
+from hanmo.training.objectives import TruncatedBackpropagation
+from hanmo.training.objectives.distillation import Distillation
 from hanmo.training.processes import Processes
 
-if TYPE_CHECKING:
-    from hanmo.training.sharded import FullySharded  # otherwise where it is needed: it imports for seconds
+from .distributed_cases import (
+    CONFIG,
+    CPU,
+    STEPS,
+    assert_same_losses,
+    make_trainer,
+    objective,
+    program,
+    start,
+    stop_after,
+)
 
-CONFIG = TransformerConfig(61, 32, 3, 4, 2, 8, 48, 32, qk_norm=True, model_type="qwen3", dropout=0.1)
-CPU = torch.device("cpu")
-STEPS = 12
+MODULE = "test_distributed"
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-
-def objective(micro_batch: int = 2, batch_size: int = 10) -> CausalLanguageModeling:
-    """Five micro-batches a step: an odd number for two processes. Some windows hold several texts."""
-    generator = np.random.default_rng(7)
-    tokens = [1, 2]
-    for noise in generator.integers(0, 61, 3000):
-        tokens.append((3 * tokens[-1] + 7) % 61 if noise < 50 else int(noise))
-    ids = np.array(tokens, dtype=np.uint16)
-    return CausalLanguageModeling(
-        ids[:2600], ids[2600:], context=16, batch_size=batch_size, micro_batch=micro_batch, seed=3, separator=5
-    )
-
-
-def make_trainer(
-    run: Path, processes: Any, *, resume: bool = False, muon: bool = True, batch_size: int = 10, steps: int = STEPS
-) -> Trainer[Any]:
-    model = Transformer(CONFIG)
-    model.initialize(5 if processes.main else 6)  # the first process's weights are what counts
-    settings = FitSettings(
-        OptimizerSettings(muon=muon, eps=1e-6), max_steps=steps, checkpoint_every=4, recipe="r", evaluations=3, clip=0.5
-    )
-    goal: Any = objective(batch_size=batch_size)
-    if isinstance(processes, Distributed):
-        goal = processes.adapt(goal)
-    return Trainer(model, goal, settings, run, device=CPU, resume=resume, processes=processes)
-
-
-def stop_after(trainer: Trainer[Any], steps: int) -> None:
-    """Train so many steps, and end as a crash would."""
-    original, done = trainer.step, iter(range(10_000))
-
-    def step(fraction: float) -> float:
-        if next(done) == steps:
-            raise KeyboardInterrupt
-        return original(fraction)
-
-    trainer.step = step  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
-
-
-def entries(run: Path) -> dict[int, dict[str, float]]:
-    """What was logged for each step; the last time it was made."""
-    found: dict[int, dict[str, float]] = {}
-    for line in (run / "log.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        found.setdefault(entry["step"], {}).update({k: v for k, v in entry.items() if k not in ("elapsed", "whole")})
-    return found
-
-
-def assert_same_losses(a: Path, b: Path, tolerance: float = 1e-5) -> None:
-    first, second = entries(a), entries(b)
-    assert first.keys() == second.keys() and len(first) == STEPS
-    for step, entry in first.items():
-        assert entry.keys() == second[step].keys()
-        for name, value in entry.items():
-            assert second[step][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, name)
 
 
 # What the processes do ------------------------------------------------------------------------------------------------
@@ -121,8 +69,6 @@ def scenario_laws(root: Path) -> None:
 
     What is started again goes on with the run in which that happened, and with what needs another meeting.
     """
-    from hanmo.training.sharded import FullySharded
-
     place = from_environment()
     assert place is not None
     if not place.restarted:
@@ -135,13 +81,12 @@ def scenario_laws(root: Path) -> None:
             check_messages(processes, processes.share.rank, root)
             check_gradients(processes, processes.share.rank)
             check_refusal(processes)
+            check_divergence(root, processes)
             train_and_die(root, processes)
-    with joined("cpu", lambda place, device: FullySharded(place, device, recompute=True)) as (processes, _):
-        assert isinstance(processes, FullySharded)
-        other = DataParallel(place, CPU)
-        make_trainer(root / "killed", other, resume=processes.place.restarted).fit()
-        make_trainer(root / "moved", other, resume=True).fit()
-        check_sharding(root, processes)
+    with joined("cpu") as (processes, _):
+        assert processes.restarted
+        make_trainer(root / "killed", processes, resume=True).fit()
+        make_trainer(root / "moved", processes, resume=True).fit()
 
 
 def train_and_die(root: Path, processes: Distributed) -> None:
@@ -164,8 +109,23 @@ def check_refusal(processes: Distributed) -> None:
     )
     with pytest.raises(UsageError, match="cannot be divided"):
         processes.adapt(streams)
-    goal = processes.adapt(objective())
+    teacher, student = Transformer(CONFIG), Transformer(CONFIG)
+    goal = processes.adapt(Distillation(objective(), teacher, student))
     assert processes.adapt(goal) is goal
+
+
+def check_divergence(root: Path, processes: Distributed) -> None:
+    """The loss of one process is no number: all of them name its micro-batch."""
+    trainer = make_trainer(root / "diverging", processes)
+    original = trainer.objective.loss
+
+    def loss(model: Any, batch: Any) -> Any:
+        return original(model, batch) * (float("nan") if processes.share.rank == 1 else 1.0)
+
+    trainer.objective.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="the loss is nan") as caught:
+        trainer.fit()
+    assert "(micro-batch 1)" in caught.value.where
 
 
 def check_messages(processes: Distributed, rank: int, root: Path) -> None:
@@ -220,73 +180,6 @@ def check_gradients(processes: DataParallel, rank: int) -> None:
             parameter.grad = None
 
 
-def check_sharding(root: Path, processes: FullySharded) -> None:
-    """FSDP2 on CPUs."""
-    trainer = make_trainer(root / "sharded", processes, muon=False)
-    trainer.fit()
-    local = sum(p.to_local().numel() for p in trainer.model.parameters())
-    assert local < 0.6 * sum(p.numel() for p in trainer.model.parameters())
-    whole = processes.gathered(trainer.model.state_dict())
-    assert bool(whole) == processes.main
-    check_muon(processes)
-    check_sharded_checkpoint(processes, trainer, root)
-    sparing = type(processes)(processes.place, CPU, sparing=True)
-    make_trainer(root / "starved-sharded", sparing, muon=False, batch_size=2).fit()
-    stop_after(make_trainer(root / "moved-sharded", sparing, muon=False), 6)
-
-
-def check_muon(processes: FullySharded) -> None:
-    """Whole matrices in turn: more of them than processes, an odd number of rows."""
-    from torch.distributed.tensor import distribute_tensor
-
-    generator = torch.Generator().manual_seed(1)
-    matrices = [torch.randn(7, 4, generator=generator) for _ in range(3)]
-    spread = [distribute_tensor(m, processes.mesh, [shard()]) for m in matrices]
-    results = processes.orthogonalized(spread)
-    for matrix, result in zip(matrices, results, strict=True):
-        torch.testing.assert_close(result.full_tensor(), orthogonalize(matrix[None])[0])  # type: ignore[attr-defined]
-
-
-def shard() -> Any:
-    from torch.distributed.tensor import Shard
-
-    return Shard(0)
-
-
-def check_sharded_checkpoint(processes: FullySharded, trainer: Trainer[Any], root: Path) -> None:
-    """Both processes write; the files are whole tensors, verified, and come back to the same rows."""
-    weights = {name: value.detach() for name, value in trainer.weights.items()}
-    moments = trainer.optimizer.state_tensors()
-    target = root / "parts" / "step-00000012"
-    for step in (3, 4, 12, 12):  # the last replaces the one before it
-        processes.save(root / "parts", weights, moments, dataclasses.replace(trainer.state, step=step))
-    assert [folder.name for folder in sorted(target.parent.iterdir())] == ["step-00000004", "step-00000012"]
-    assert json.loads((target / "state.json").read_text())["best_loss"] == trainer.state.best_loss
-    assert len(list(target.glob("model-0000?-of-00002.safetensors"))) == 2
-    processes.verify(target)
-    read = read_group(target, "model")
-    back = processes.scattered(read, trainer.weights)
-    for name, value in weights.items():
-        assert torch.equal(back[name].to_local(), value.to_local())  # type: ignore[attr-defined]
-    moments_back = processes.scattered(read_group(target, "optimizer"), trainer.optimizer.layout())
-    assert moments_back.keys() == moments.keys()
-    blocked = root / "blocked"
-    if processes.main:
-        blocked.write_text("a file")
-    processes.exchange(None)
-    with pytest.raises(ResourceError):
-        processes.save(blocked, weights, moments, trainer.state)
-
-
-def read_group(folder: Path, group: str) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob(f"{group}*.safetensors")):
-        tensors |= load_file(path)
-    return tensors
-
-
 def scenario_failing(root: Path) -> None:
     """An error in one process, while the other waits for it."""
     with joined("cpu") as (processes, _):
@@ -303,13 +196,19 @@ def scenario_failing(root: Path) -> None:
         trainer.fit()
 
 
+def scenario_hanging(root: Path) -> None:
+    """One process stands still; the other does not wait for ever."""
+    meeting.MEETING, meeting.DEATH_SECONDS = timedelta(seconds=3), 0.1
+    with joined("cpu") as (processes, _):
+        processes.exchange(str(root))
+        if processes.share.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        processes.any(True)
+
+
 def scenario_endless(root: Path) -> None:
     with joined("cpu") as (processes, _):
-        make_trainer(root / "endless", processes, steps=100_000).fit()
-
-
-def start(name: str, root: Path, **options: Any) -> int:
-    return launch(2, [sys.executable, __file__, name, str(root)], **options)
+        make_trainer(root / "endless", processes, max_steps=100_000).fit()
 
 
 @pytest.fixture(scope="module")
@@ -318,14 +217,11 @@ def laws(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("laws")
     shown = io.StringIO()
     with contextlib.redirect_stderr(shown):
-        code = start("laws", root)
+        code = start(MODULE, "laws", root)
     assert code == 0, shown.getvalue()
     (root / "shown").write_text(shown.getvalue())
     make_trainer(root / "one", Processes()).fit()
     make_trainer(root / "starved-one", Processes(), batch_size=2).fit()
-    make_trainer(root / "one-adamw", Processes(), muon=False).fit()
-    make_trainer(root / "starved-one-adamw", Processes(), muon=False, batch_size=2).fit()
-    make_trainer(root / "moved-sharded", Processes(), resume=True, muon=False).fit()
     return root
 
 
@@ -338,33 +234,10 @@ def test_two_processes_and_one_give_the_same_losses(laws: Path) -> None:
 
 def test_a_process_without_a_micro_batch_changes_nothing(laws: Path) -> None:
     assert_same_losses(laws / "starved-one", laws / "starved")
-    assert_same_losses(laws / "starved-one-adamw", laws / "starved-sharded")
 
 
 def test_resuming_with_two_then_one_then_two_processes(laws: Path) -> None:
     assert_same_losses(laws / "one", laws / "moved")
-
-
-def test_a_sharded_model_gives_the_same_losses(laws: Path) -> None:
-    assert_same_losses(laws / "one-adamw", laws / "sharded")
-
-
-def test_one_process_goes_on_with_what_a_sharded_run_began(laws: Path) -> None:
-    assert_same_losses(laws / "one-adamw", laws / "moved-sharded")
-
-
-def test_sharded_files_load_in_one_process(laws: Path) -> None:
-    folder = laws / "parts" / "step-00000012"
-    verify(folder)
-    assert json.loads((folder / MANIFEST).read_text())["kind"] == "checkpoint"
-    whole = load_newest(laws / "sharded" / "checkpoints")
-    assert whole is not None
-    for group, tensors in (("optimizer", whole.optimizer), ("model", whole.model)):
-        read = read_group(folder, group)
-        assert read.keys() == tensors.keys()
-        if group == "optimizer":  # the model may hold the weights of an earlier, better step
-            assert all(torch.equal(read[name], value) for name, value in tensors.items())
-    assert not list(laws.glob("**/.step-*"))
 
 
 def test_a_killed_process_is_restarted_and_nothing_is_lost(laws: Path) -> None:
@@ -382,16 +255,21 @@ def test_an_error_in_one_process_ends_both_and_is_shown(
 ) -> None:
     (tmp_path / "who").write_text(str(who))
     began = time.monotonic()
-    assert start("failing", tmp_path) == 3
+    assert start(MODULE, "failing", tmp_path) == 3
     assert time.monotonic() - began < 100
     shown = capfd.readouterr().err
     assert "texts:7: record 7 cannot be used" in shown and "start again" not in shown
 
 
+def test_a_process_that_stands_still_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert start(MODULE, "hanging", tmp_path) == 5
+    assert "did not answer for 0.05 minutes" in capfd.readouterr().err
+
+
 def test_ctrl_c_ends_all_with_one_checkpoint(tmp_path: Path) -> None:
-    program = f"import sys; from hanmo.training.launch import launch; sys.exit(launch(2, {[sys.executable, __file__]!r}"
-    program += f" + ['endless', {str(tmp_path)!r}]))"
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    command = program(MODULE, "endless", tmp_path)
+    code = f"import sys; from hanmo.training.launch import launch; sys.exit(launch(2, {command!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     log = tmp_path / "endless" / "log.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 6):
@@ -485,6 +363,25 @@ def test_bad_devices_and_a_taken_port(monkeypatch: pytest.MonkeyPatch) -> None:
             meet(Place(0, 2, 0, 2), CPU)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_all_is_left_to_the_first_process(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launching.time, "sleep", waited.append)
+    assert cli(["pretrain", "--batch-size", "0"]) == UsageError.exit_code
+    assert waited == [launching.FIRST_SECONDS] * rank  # the launcher ends the second one meanwhile
+
+
+def test_processes_do_not_look_for_modules_among_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("a text")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/hanmo", "--version"])
+    done = subprocess.run(launching.command(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["/somewhere/hanmo/__main__.py", "--version"])
+    assert launching.command() == [sys.executable, "-m", "hanmo", "--version"]
+
+
 # One process ----------------------------------------------------------------------------------------------------------
 
 
@@ -529,8 +426,16 @@ def test_bfloat16_and_compiled_blocks(capsys: pytest.CaptureFixture[str]) -> Non
     assert not compile_blocks(model, CPU, 1e6)
     cuda = torch.device("cuda")
     assert not compile_blocks(model, cuda, 20.0) and "too short" in capsys.readouterr().err
-    assert compile_blocks(model, cuda, None, backend="eager")
+    programs: list[Any] = []
+
+    def backend(program: Any, inputs: Any) -> Any:
+        del inputs
+        programs.append(program)
+        return program.forward
+
+    assert compile_blocks(model, cuda, None, backend=backend)
     torch.testing.assert_close(model.loss(ids[:, :-1], ids[:, 1:]), plain)
+    assert len(programs) == 1  # of all blocks; a compiler gives up on a function that needs more than a few
 
 
 def test_utilization_and_peaks() -> None:
@@ -553,42 +458,3 @@ def test_an_even_micro_batch_leaves_no_process_behind(batch: int, processes: int
         pieces = [min(size, batch - at) for at in range(0, batch, size)]
         loads = [sum(pieces[rank::processes]) for rank in range(processes)]
         assert 1 <= size <= largest and max(loads) <= -(-batch // processes) + size - 1
-
-
-@pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 5), (False, 3)])
-def test_packed_attention_equals_each_text_alone(causal: bool, window: int | None) -> None:
-    generator = torch.Generator().manual_seed(2)
-    q, k, v = (torch.randn(2, heads, 24, 16, generator=generator) for heads in (4, 2, 2))
-    segments = torch.tensor([[1] * 9 + [2] * 15, [1] * 4 + [2] * 3 + [3] * 10 + [0] * 7])
-    results = [
-        packed_attention(q, k, v, segments, causal=causal, window=window, scale=0.2, flex=flex)
-        for flex in (False, True, None)
-    ]
-    for row, numbers in enumerate(segments):
-        for number in (1, 2, 3):
-            at = (numbers == number).nonzero().flatten()
-            if not len(at):
-                continue
-            texts = [x[row : row + 1, :, at] for x in (q, k, v)]
-            alone = packed_attention(*texts, torch.ones(1, len(at)), causal=causal, window=window, scale=0.2)
-            for result in results:
-                torch.testing.assert_close(result[row, :, at], alone[0], rtol=1e-4, atol=1e-5)
-
-
-def main() -> int:
-    """One process of a scenario; its exit code is that of the command line."""
-    with contextlib.suppress(KeyError):
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    try:
-        globals()[f"scenario_{sys.argv[1]}"](Path(sys.argv[2]))
-    except HanmoError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except Exception:  # a check failed: the launcher must not try again
-        traceback.print_exc()
-        return UsageError.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    leave(main())

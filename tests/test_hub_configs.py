@@ -32,9 +32,10 @@ from hanmo.models.architectures import default_head, read_config, task_of, with_
 from hanmo.models.cache import KVCache
 from hanmo.models.checkpoints.huggingface import read_config as read_folder_config
 from hanmo.models.checkpoints.weights import check_size
+from hanmo.models.config_checks import NORMS, PLACEMENTS, POSITIONS
 from hanmo.models.cost import num_parameters
 from hanmo.models.heads import HeadConfig, TransformConfig
-from hanmo.models.transformer import NORMS, PLACEMENTS, POSITIONS, RMSNorm, Transformer, TransformerConfig
+from hanmo.models.transformer import RMSNorm, Transformer, TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 from hanmo.text.training import train_char
 

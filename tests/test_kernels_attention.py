@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hanmo.errors import ModelError
 from hanmo.models.kernels import attention as module
-from hanmo.models.kernels import native
+from hanmo.models.kernels import native, torch_attention
 from hanmo.models.kernels.attention import attention
 from hanmo.models.positions import attention_mask
 
@@ -90,7 +90,7 @@ def test_lengths(T: int) -> None:
     compare(draw(1, T, 2, 2, 8), causal=False)
 
 
-@pytest.mark.parametrize("N", [8, 16, 24, 32, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("N", [4, 8, 12, 16, 20, 24, 32, 36, 64, 80, 96, 100, 128, 248, 256, 264])
 def test_head_sizes(N: int) -> None:
     compare(draw(1, 70, 2, 1, N), causal=True)
     compare(draw(1, 21, 1, 1, N), causal=False)
@@ -125,14 +125,17 @@ def test_cross_attention(T: int, S: int, window: int | None) -> None:
     compare(draw(2, T, 2, 1, 8, S), causal=False, window=window)
 
 
-def test_the_masks_are_those_of_the_models() -> None:
-    for causal, window in itertools.product((True, False), (None, 1, 3, 50)):
-        theirs = attention_mask(20, 0, None, torch.device("cpu"), causal=causal, window=window, explicit=True)
-        assert theirs is not None
-        theirs_TS = theirs[0]
-        assert torch.equal(allowed(20, 20, causal, window, None)[0], theirs_TS)
-        mine = module.visible(20, 20, torch.device("cpu"), causal=causal, window=window)
-        assert mine is None or torch.equal(mine[0], theirs_TS)
+def test_masks_say_who_sees_whom() -> None:
+    segments_BT = text_lengths(2, 20, [7, 4])
+    for causal, window, segments in itertools.product((True, False), (None, 1, 3, 50), (None, segments_BT)):
+        how = {"causal": causal, "window": window, "segments_BT": segments}
+        mask = attention_mask(20, 20, torch.device("cpu"), **how)  # type: ignore[arg-type]
+        assert torch.equal(mask, allowed(20, 20, causal, window, segments))
+        if segments is None:  # those who come after a cache of 15
+            later = attention_mask(5, 20, torch.device("cpu"), causal=causal, window=window, start=15)
+            assert torch.equal(later, mask[:, 15:])
+    padded = attention_mask(3, 3, torch.device("cpu"), causal=True, mask_BS=torch.tensor([[False, True, True]]))
+    assert padded.int().tolist() == [[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]
 
 
 @needs_native
@@ -149,6 +152,7 @@ def test_the_native_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
             attention(*inputs, causal=True, **how)  # type: ignore[arg-type]
 
 
+@needs_native
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("shape", [(1, 257, 1, 1, 8), (1, 300, 4, 2, 16), (4, 130, 8, 4, 8)])
 @pytest.mark.parametrize("packed", [True, False])
@@ -290,6 +294,51 @@ def test_by_torch(causal: bool, window: int | None, packed: bool, softcap: float
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(("softcap", "window"), [(None, None), (2.0, 30)])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("way", ["by_texts", "by_tiles", "dense"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_texts_of_a_row_by_torch(
+    way: str, causal: bool, softcap: float | None, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text by itself, FlexAttention's tiles, a mask of all pairs: the same values and gradients."""
+    B, T = 2, 150
+    segments_BT = text_lengths(B, T, [40, 25, 2])
+    monkeypatch.setattr(torch_attention, "CALL_PAIRS", 10 if way == "by_texts" else 1 << 20)
+    monkeypatch.setattr(torch_attention, "flex_pays", lambda *_: way == "by_tiles")
+    others = [other for other in ("by_texts", "by_tiles") if other != way]
+    for other in others:
+        monkeypatch.setattr(torch_attention, other, None)
+    inputs = [x.detach().double().requires_grad_(way != "by_tiles") for x in draw(B, T, 4, 2, 16)]
+    how = {"causal": causal, "window": window, "segments_BT": segments_BT}
+    y = attention(*inputs, **how, softcap=softcap)  # type: ignore[arg-type]
+    expected = reference(*inputs, allowed(T, T, causal, window, segments_BT), softcap=softcap)
+    torch.testing.assert_close(y, expected)
+    if way != "by_tiles":  # uncompiled, it has no gradients on the CPU
+        grad = torch.randn_like(y)
+        pairs = zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b)
+
+
+def test_texts_are_computed_alone_only_where_that_is_less_work() -> None:
+    assert torch_attention.text_lengths(text_lengths(2, 400, [50])) == [[50] * 8, [50] * 7 + [47, 3]]
+    assert not torch_attention.text_lengths(text_lengths(2, 400, [1]))  # too many calls
+    assert not torch_attention.text_lengths(torch.ones(2, 400, dtype=torch.long))  # nothing to divide
+    assert not torch_attention.text_lengths(text_lengths(2, 60, [30]))  # too short
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("additive", [True, False])
+def test_masks_of_their_own(softcap: float | None, additive: bool) -> None:
+    """Bool masks and additive biases, for keys that come before the queries too."""
+    q, k, v = draw(2, 3, 4, 2, 16, S=9)
+    mask = attention_mask(3, 9, torch.device("cpu"), causal=True, start=6, mask_BS=text_lengths(2, 9, [9]) > 0)
+    given = torch.zeros(2, 1, 3, 9).masked_fill(~mask.unsqueeze(1), -torch.inf) if additive else mask.unsqueeze(1)
+    y = attention(q, k, v, causal=False, mask=given, softcap=softcap)
+    torch.testing.assert_close(y, reference(q, k, v, mask, softcap=softcap), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_dropout_keeps_the_mean(softcap: float | None) -> None:
     torch.manual_seed(0)
@@ -308,9 +357,35 @@ def test_other_types() -> None:
     torch.testing.assert_close(y.float(), attention(*inputs, causal=True), rtol=0.05, atol=0.05)
 
 
-def test_no_rows() -> None:
-    inputs = [torch.zeros(0, 5, 2, 8) for _ in range(3)]
-    assert attention(*inputs, causal=True).shape == (0, 5, 2, 8)
+@pytest.mark.parametrize(("rows", "length"), [(0, 5), (2, 0), (0, 0)])
+def test_nothing_to_attend_to(rows: int, length: int) -> None:
+    for segments_BT in (None, torch.zeros(rows, length, dtype=torch.long)):
+        inputs = [torch.zeros(rows, length, 2, 8, requires_grad=True) for _ in range(3)]
+        y = attention(*inputs, causal=True, segments_BT=segments_BT)
+        assert y.shape == (rows, length, 2, 8)
+        y.sum().backward()
+        assert all(x.grad is not None and x.grad.shape == x.shape for x in inputs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_of_padding_only(causal: bool) -> None:
+    segments_BT = torch.cat((torch.zeros(1, 70, dtype=torch.long), text_lengths(1, 70, [70])))
+    compare(draw(2, 70, 2, 1, 16), causal, segments_BT=segments_BT)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_denormal_numbers(causal: bool) -> None:
+    q, k, v = (x.detach() for x in draw(1, 70, 2, 1, 16))
+    compare([x.requires_grad_() for x in (q * 1e-40, k.clone(), v.clone())], causal)
+    tiny = gradients([x.requires_grad_() for x in (q.clone(), k.clone(), v * 1e-39)], causal=causal)
+    assert all(x.isfinite().all() for x in tiny)
+
+
+def test_huge_scores_choose_one_key() -> None:
+    """Scores up to 1e37: the softmax is that of the largest, no number is infinite or missing."""
+    q, k, v = (x.detach() for x in draw(1, 90, 1, 1, 16))
+    found = gradients([(x).requires_grad_() for x in (q * 1e18, k * 1e18, v)], causal=True)
+    assert all(x.isfinite().all() for x in found[:1]) and found[0].abs().max() <= v.abs().max()
 
 
 @pytest.mark.parametrize(

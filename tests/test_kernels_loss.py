@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hanmo.errors import ModelError
-from hanmo.models.kernels import elementwise, native
+from hanmo.models.kernels import native
 from hanmo.models.kernels.loss import token_logprobs, token_loss
 
 pytestmark = pytest.mark.usefixtures("way")  # every test in every way
@@ -30,9 +30,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             pytest.skip(f"the {level} library is not built")
         library = ctypes.CDLL(str(built[0]))
     monkeypatch.setattr(native, "load", lambda: (library, level))
-    elementwise.kernel.cache_clear()
+    native.kernel.cache_clear()
     yield level
-    elementwise.kernel.cache_clear()
+    native.kernel.cache_clear()
 
 
 def problem(M: int, D: int, V: int, masked: float = 0.3) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -145,21 +145,20 @@ def test_irregular_inputs_autocast_and_float64() -> None:
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("weight_gradient", ["fp32", "int8"])
 @pytest.mark.parametrize(("shape", "outputs", "with_bias"), [*LINEAR_CASES[:3], ((1030, 67), 70, True)])
-def test_int8_is_near_float32(shape: tuple[int, ...], outputs: int, with_bias: bool, weight_gradient: str) -> None:
+def test_int8_is_near_float32(shape: tuple[int, ...], outputs: int, with_bias: bool) -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(shape), torch.randn(outputs, shape[-1]), torch.randn(outputs) if with_bias else None
     given = [None if t is None else t.clone().requires_grad_() for t in (x, weight, bias)]
     exact = [None if t is None else t.clone().requires_grad_() for t in (x, weight, bias)]
-    y, y_exact = int8.int8_linear(*given, weight_gradient=weight_gradient), F.linear(*exact)
+    y, y_exact = int8.int8_linear(*given), F.linear(*exact)
     assert 1e-4 < relative_error(y, y_exact) < 0.015
     gradient = torch.randn(*shape[:-1], outputs)
     y.backward(gradient)
     y_exact.backward(gradient)
     bounds = {
         "x": (1e-4, 0.015),
-        "weight": (1e-4, 0.015) if weight_gradient == "int8" else (0, 2e-6),
+        "weight": (1e-4, 0.015),
         "bias": (0, 2e-6),
     }
     for (low, high), mine, theirs in zip(bounds.values(), given, exact, strict=True):
@@ -176,7 +175,7 @@ def test_both_ways_of_int8_quantise_alike(monkeypatch: pytest.MonkeyPatch) -> No
 
     def compute() -> list[Tensor]:
         given = [t.clone().requires_grad_() for t in (x, weight, bias)]
-        y = int8.int8_linear(*given, weight_gradient="int8")
+        y = int8.int8_linear(*given)
         y.backward(torch.arange(y.numel()).reshape(y.shape).sin())
         return [y.detach(), *(t.grad for t in given if t.grad is not None)]
 
@@ -219,7 +218,7 @@ def test_values_that_are_not_finite_reach_the_result(bad: float) -> None:
         given = [torch.randn(600, 97).requires_grad_(), torch.randn(130, 97).requires_grad_()]
         with torch.no_grad():
             given[spoilt][17, 3] = bad
-        y = int8.int8_linear(given[0], given[1], weight_gradient="int8")
+        y = int8.int8_linear(given[0], given[1])
         row = y[17] if spoilt == 0 else y[:, 17]
         assert row.isnan().all()
         assert y.isnan().sum() == row.numel()
@@ -240,7 +239,7 @@ def test_tiny_values_and_zeros_stay_finite() -> None:
     x, weight = torch.full((200, 96), 1e-38), torch.zeros(130, 96)
     x[0], x[1, 0] = 0.0, 1e34
     for value in (0.0, 1e-40, 1e-20):
-        y = int8.int8_linear(x, weight + value, torch.ones(130), weight_gradient="int8")
+        y = int8.int8_linear(x, weight + value, torch.ones(130))
         assert y.isfinite().all()
         assert y[0].tolist() == [1.0] * 130
 

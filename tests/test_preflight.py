@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,7 @@ import pytest
 import torch
 
 from hanmo.data.tasks.types import Dialogue
-from hanmo.errors import DataError, HanmoError, ModelError, ResourceError
-from hanmo.models.adapters import LoraConfig, add_adapter
-from hanmo.models.cost import num_parameters, training_flops_per_token
-from hanmo.models.transformer import Transformer
+from hanmo.errors import DataError, HanmoError, ModelError
 from hanmo.text.chat import CHATML_TEMPLATE
 from hanmo.text.chat_targets import ChatTargets
 from hanmo.text.report import SAMPLES
@@ -26,19 +22,14 @@ from hanmo.text.training import train_bpe
 from hanmo.training import energy
 from hanmo.training.energy import EnergyMeter, Power, power_of
 from hanmo.training.estimates import (
-    PROCESS_BYTES,
     Work,
-    changes,
     estimate,
-    lora_parameters,
-    memory_of,
-    step_flops_per_token,
 )
 from hanmo.training.objectives import CausalLanguageModeling
 from hanmo.training.objectives.base import IGNORED, Batch, Objective
 from hanmo.training.objectives.instructions import InstructionTuning, prepare_rows
 from hanmo.training.objectives.preferences import PreferenceLoss, PreferenceTuning
-from hanmo.training.plan import Machine, model_config
+from hanmo.training.plan import model_config
 from hanmo.training.preflight import (
     LearnedText,
     Preflight,
@@ -299,143 +290,13 @@ def test_sequence_to_sequence_ends_are_looked_at() -> None:
     assert [run.stop for run in runs_of(second, TOKENIZER, {STOP})] == [False, False, True]
 
 
-# Estimates -----------------------------------------------------------------------------------------------------------
-
-MINI = model_config("mini", 2048, 256)
-
-
-def test_the_memory_of_weights_is_that_of_the_network() -> None:
-    model = Transformer(MINI)
-    total = sum(p.numel() for p in model.parameters())
-    full = memory_of(Work(MINI, 8, 256))
-    assert full.trained_weights == full.gradients == 4 * total and full.moments == 8 * total and not full.frozen_weights
-    count = add_adapter(model, "a", LoraConfig(rank=16))
-    assert lora_parameters(MINI) == count
-    lora = memory_of(Work(MINI, 8, 256, trained=count, adapters=count))
-    assert (lora.trained_weights, lora.frozen_weights, lora.moments) == (4 * count, 4 * total, 8 * count)
-    assert lora.activations == full.activations
-    assert lora.total == sum(vars(lora).values())
-    plain = replace(MINI, gated=False, qk_norm=False, model_type="gpt2")
-    assert lora_parameters(plain, 4) == add_adapter(Transformer(plain), "a", LoraConfig(rank=4))
-
-
-def saved_bytes(model: Transformer, rows: int, length: int) -> int:
-    """Bytes that autograd keeps for the backward pass, weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if tensor.is_floating_point() and storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = model.hidden(torch.zeros(rows, length, dtype=torch.long))
-    total = sum(kept.values())
-    del hidden
-    return total
-
-
-def test_activations_are_about_those_that_autograd_keeps() -> None:
-    model = Transformer(MINI).train()
-    kept = saved_bytes(model, 4, 256)
-    expected = memory_of(Work(MINI, 4, 256)).activations
-    assert 0.6 < kept / expected < 1.2, kept / expected
-
-
-def test_what_shrinks_the_activations() -> None:
-    work = Work(MINI, 8, 256)
-    whole = memory_of(work)
-    assert memory_of(replace(work, micro_batch=4)).activations == whole.activations // 2
-    assert memory_of(replace(work, length=128)).activations == whole.activations // 2
-    last = memory_of(replace(work, backward_layers=2))
-    assert whole.activations / 4 < last.activations < whole.activations / 2
-    assert memory_of(replace(work, checkpointed=True)).activations < whole.activations / 3
-    assert memory_of(replace(work, average=True)).total - whole.total == whole.gradients
-    assert whole.logits < 4 * 8 * 256 * MINI.vocab_size * 3  # never all at once
-    wide = replace(MINI, vocab_size=150_000)
-    assert memory_of(Work(wide, 64, 1024)).logits == memory_of(Work(wide, 8, 1024)).logits
-
-
-def test_operations_of_a_step() -> None:
-    full = step_flops_per_token(Work(MINI, 8, 256))
-    assert math.isclose(full, training_flops_per_token(MINI, 256))
-    lora = step_flops_per_token(Work(MINI, 8, 256, trained=1000, adapters=1000))
-    assert 0.66 < lora / full < 0.68  # no gradients of weights
-    half = step_flops_per_token(Work(MINI, 8, 256, backward_layers=MINI.num_layers // 2))
-    assert math.isclose(half / full, 2 / 3)
-    assert math.isclose(step_flops_per_token(Work(MINI, 8, 256, checkpointed=True)) / full, 4 / 3)
-
-
-def test_what_to_change_is_computed_and_helps() -> None:
-    work = Work(MINI, 32, 512)
-    need = memory_of(work).total
-    assert changes(work, need + PROCESS_BYTES) == []
-    found = {change.flag.split()[0]: change for change in changes(work, need + PROCESS_BYTES - 1)}
-    assert list(found) == ["--micro-batch", "--activation-checkpointing", "--context", "--lora", "--base"]
-    micro = found["--micro-batch"]
-    assert micro.flag == "--micro-batch 16" and micro.fits and "result stays the same" in micro.effect
-    assert micro.memory == memory_of(replace(work, micro_batch=16)).total < need
-    assert found["--context"].flag == "--context 256"
-    assert found["--context"].memory == memory_of(replace(work, length=256)).total
-    assert found["--lora"].memory < need and "instead of" in found["--lora"].effect
-    tight = changes(work, PROCESS_BYTES + memory_of(replace(work, micro_batch=4)).total)
-    assert tight[0].flag == "--micro-batch 4" and tight[0].fits
-
-
-def test_where_nothing_helps_alone_all_is_tried_together_and_smaller_models_are_named() -> None:
-    work = Work(model_config("medium", 8192, 512), 16, 512)
-    together = replace(work, micro_batch=1, checkpointed=True)
-    count = lora_parameters(work.config)
-    lora = replace(together, trained=count, adapters=count, moments=2 * count)
-    found = changes(work, PROCESS_BYTES + memory_of(lora).total)
-    (combined,) = [change for change in found if change.fits and "--base" not in change.flag]
-    assert combined.flag == "--micro-batch 1 --activation-checkpointing --lora"
-    assert "--base (a base of at most" in found[-1].flag
-    smaller = {f"--size {name}": model_config(name, 8192, 512) for name in ("mini", "micro", "nano")}
-    found = changes(work, PROCESS_BYTES + memory_of(Work(smaller["--size micro"], 16, 512)).total, smaller)
-    assert found[-1].flag == "--size micro" and found[-1].fits
-    assert not any("--lora" in change.flag for change in found)  # nothing to adapt: it is trained from the beginning
-    assert all(not change.fits for change in changes(work, 0, smaller))
-
-
-def full_estimate(available: int) -> Any:
-    work = Work(MINI, 32, 512)
-    speed = Machine(2e11, 0.0).speed(step_flops_per_token(work), MINI.hidden_size)
-    return estimate(
-        work, tokens=2e6, tokens_per_second=speed, available=available, power=Power(60.0, "assumed", measured=False)
-    )
-
-
-def test_estimates_in_english_and_as_data() -> None:
-    done = full_estimate(10**11)
-    text = done.describe()
-    assert done.fits and "what to change" not in text
-    for part in ("5.0 M trained, 0 frozen", "of 100.0 GB that are free", "activations", "tok/s", "at 60 W (assumed)"):
-        assert part in text, text
-    data = json.loads(json.dumps(Preflight(done).as_dict()))
-    assert data["preview"] is None and data["fits"] is True and data["changes"] == []
-    assert data["parameters"] == {"trained": num_parameters(MINI), "frozen": 0}
-    assert data["memory"]["total"] == memory_of(Work(MINI, 32, 512)).total
-    assert math.isclose(data["watt_hours"], 60 * data["seconds"] / 3600)
-    assert math.isclose(data["seconds"] * data["tokens_per_second"], 2e6)
-    done.require_memory()
-
-
-def test_a_run_that_will_not_fit_is_refused_with_what_to_change(chinese: None) -> None:  # noqa: ARG001
-    done = full_estimate(10**9)
-    text = done.describe()
-    assert "内存放不下" in text and "--micro-batch" in text and "结果不变" in text and "能耗" in text
-    with pytest.raises(ResourceError) as caught:
-        done.require_memory()
-    assert "--micro-batch" in caught.value.fix and "--micro-batch" in caught.value.zh
-    needed = memory_of(Work(MINI, 32, 512)).total + PROCESS_BYTES
-    full_estimate(int(needed * 0.95)).require_memory()  # the estimate may be as wrong as that
+# Everything -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_whole_preflight_in_one_text() -> None:
-    whole = Preflight(full_estimate(10**11), preview(instructions(chats()), TOKENIZER, {STOP}))
+    work = Work(model_config("mini", 2048, 256), 32, 512)
+    expected = estimate(work, tokens=2e6, tokens_per_second=1e4, available=10**11, power=Power(60.0, "assumed"))
+    whole = Preflight(expected, preview(instructions(chats()), TOKENIZER, {STOP}))
     text = whole.describe()
     assert text.index("a text as the model will see it") < text.index("expected, before the start:")
     assert whole.as_dict()["preview"]["stop_tokens"] == {"<|im_end|>": 4}

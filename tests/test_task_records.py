@@ -899,7 +899,7 @@ def test_split_reports_duplicates_and_conflicts() -> None:
 
 def test_splits_that_cannot_be() -> None:
     same = [Labelled("a", ("x",), line=i) for i in range(50)]
-    with pytest.raises(DataError, match=r"different documents in the corpus.*: 1; at least 3 are needed"):
+    with pytest.raises(DataError, match=r"too few different texts: 1; at least 3 are needed"):
         split_records(same, Shares(0.1, 0.1))
     with pytest.raises(DataError, match="take 120% of the records"):
         split_records(same, Shares(0.6, 0.6))

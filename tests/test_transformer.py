@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from typing import Any
@@ -152,3 +153,97 @@ def test_a_fresh_model_predicts_nearly_uniformly_and_depends_on_its_seed() -> No
     loss = models[0].loss(ids, ids.roll(-1, 1)) / ids.numel()
     assert abs(float(loss.detach()) - torch.tensor(67.0).log()) < 0.1
     assert torch.equal(models[0](ids), models[1](ids)) and not torch.equal(models[0](ids), models[2](ids))
+
+
+# Other ways to compute: compiled, in other types, transformed by torch ------------------------------------------------
+
+WIDE = TransformerConfig(101, 64, 2, 4, 2, 16, 96, 64, qk_norm=True, model_type="qwen3")
+SEGMENTS = torch.tensor([[1] * 20 + [2] * 30 + [0] * 14, [1] * 64])
+
+
+def wide_model() -> Transformer:
+    """A network none of whose weights is zero."""
+    model = Transformer(WIDE)
+    model.initialize(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def loss_and_gradient(
+    model: Transformer, segments: torch.Tensor | None, loss: Any = None
+) -> tuple[float, torch.Tensor]:
+    ids = torch.randint(0, 101, (2, 64), generator=torch.Generator().manual_seed(2))
+    model.zero_grad()
+    value = (loss or model.loss)(ids, ids.roll(-1, 1), segments_BT=segments)
+    value.backward()
+    return value.item(), torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "packed"])
+def test_a_compiled_network_is_the_network(segments: torch.Tensor | None) -> None:
+    model = wide_model()
+    value, gradient = loss_and_gradient(model, segments)
+    compiled = torch.compile(model.loss, backend="aot_eager")
+    again, compiled_gradient = loss_and_gradient(model, segments, compiled)
+    assert again == pytest.approx(value, rel=1e-5)
+    torch.testing.assert_close(compiled_gradient, gradient, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        ids = torch.arange(64).view(1, 64)
+        whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(whole(ids), model(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "packed"])
+@pytest.mark.parametrize("way", ["bfloat16", "float64", "autocast"])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_other_types(way: str, segments: torch.Tensor | None) -> None:
+    model = wide_model()
+    value, gradient = loss_and_gradient(model, segments)
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        if way != "autocast":
+            model = model.to(getattr(torch, way))
+        other, other_gradient = loss_and_gradient(model, segments)
+    tolerance = 1e-5 if way == "float64" else 0.05
+    assert other == pytest.approx(value, rel=tolerance)
+    assert float((other_gradient - gradient).norm() / gradient.norm()) < tolerance
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    model, ids = wide_model(), torch.arange(64).view(1, 64)
+    for loss in (model.loss(ids, ids), *((model(ids).logsumexp(-1).sum(),) if native.library() is not None else ())):
+        with pytest.raises(ModelError, match="no gradients of their own"):
+            torch.autograd.grad(loss, list(model.parameters()), create_graph=True, allow_unused=True)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_functions_of_torch_transform_the_network() -> None:
+    model, ids = wide_model(), torch.randint(0, 101, (3, 10), generator=torch.Generator().manual_seed(3))
+    weights = dict(model.named_parameters())
+
+    def score(weights: dict[str, torch.Tensor], ids_T: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, weights, (ids_T[None],)).logsumexp(-1).sum()
+
+    each = torch.func.vmap(torch.func.grad(score), (None, 0))(weights, ids)
+    score(weights, ids[1]).backward()
+    for name, parameter in weights.items():
+        torch.testing.assert_close(each[name][1], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_a_copy_computes_the_same() -> None:
+    model, ids = wide_model(), torch.arange(64).view(1, 64)
+    assert torch.equal(copy.deepcopy(model)(ids), model(ids))
+
+
+def test_the_cache_continues_any_window() -> None:
+    """Read at once and then one by one: as without a cache, with a window shorter and longer than what was read."""
+    for window in (3, 6, 50):
+        model = Transformer(dataclasses.replace(WIDE, sliding_window=window, sliding_layers=(True, False)))
+        model.load_state_dict(wide_model().state_dict())
+        ids = torch.randint(0, 101, (2, 12), generator=torch.Generator().manual_seed(4))
+        cache = KVCache(model.config, 2, 12)
+        with torch.no_grad():
+            parts = [model(part, cache=cache) for part in ids.split((6, 3, 1, 1, 1), 1)]
+            torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-4, atol=1e-4)

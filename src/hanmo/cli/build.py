@@ -118,6 +118,7 @@ def build(folder: Path, settings: BuildSettings, processes: Processes, device: t
     from hanmo.evaluation.report import ReportContent, read_log, render
     from hanmo.inference.loading import load
     from hanmo.text.report import tokenizer_report
+    from hanmo.training.search_record import FILE, SearchRecord
 
     start = time.monotonic()
     trained = train_run(folder, settings.paths, settings, processes, device)
@@ -132,8 +133,11 @@ def build(folder: Path, settings: BuildSettings, processes: Processes, device: t
     result = trained.result
     hint = advice(evaluation.comparison, trained.plan)
     verdict = f"{evaluation.comparison.sentence()}. {hint}".strip()
+    search = SearchRecord.read(trained.run / FILE)
+    searched = search.seconds if search else 0.0
     timings = {
-        pick("data and tokenizer", "数据与分词器"): trained_at - start - result.seconds,
+        pick("data and tokenizer", "数据与分词器"): max(0.0, trained_at - start - result.seconds - searched),
+        **({pick("search over settings", "参数搜索"): searched} if searched else {}),
         pick("training", "训练"): result.seconds,
         pick("evaluation", "评测"): evaluated_at - trained_at,
         pick("samples", "样例"): time.monotonic() - evaluated_at,
@@ -152,6 +156,7 @@ def build(folder: Path, settings: BuildSettings, processes: Processes, device: t
         settings=trained.record["settings"],
         computed=trained.record["computed"],
         versions=versions(),
+        search=search,
     )
     page = trained.run / "report.html"
     page.write_text(render(content), encoding="utf-8")

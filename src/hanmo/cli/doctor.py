@@ -31,6 +31,8 @@ OPTIONAL = {
     "python-crfsuite": ("classical", "CRF taggers", "CRF 标注"),
     "scikit-learn": ("classical", "linear classifiers", "线性分类器"),
     "httpx": ("remote", "models behind an OpenAI-compatible address", "OpenAI 兼容接口的远程模型"),
+    "optuna": ("search", "--search (learning rate and other settings)", "--search（搜索学习率等设置）"),
+    "tensorboard": ("track", "--track tensorboard", "--track tensorboard"),
     "huggingface_hub": ("hub", "models from the hub by name", "按名称从模型库下载"),
 }
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.together import run_together, start_workers
+from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
 from hanmo.language import pick
 from hanmo.progress import human_time
@@ -23,9 +24,23 @@ TASKS = (
     "instructions",
     "preferences",
     "embeddings",
+    "text",
 )
+RECORDS = tuple(task for task in TASKS if task != "text")  # tasks whose data are records
 LORA_ONLY = ("rank", "alpha", "targets", "dora", "rslora", "lora_dropout")
 ONLY_FOR = {  # settings that only some tasks have
+    "fields": RECORDS,
+    "validation": RECORDS,
+    "truncate": RECORDS,
+    "text_field": ("text",),
+    "half_width": ("text",),
+    "simplify": ("text",),
+    "dedup": ("text",),
+    "test_share": ("text",),
+    "split": ("text",),
+    "label_separator": ("classification",),
+    "relabel": ("tagging",),
+    "min_score": ("embeddings",),
     "multi_label": ("classification",),
     "balanced": ("classification",),
     "crf": ("tagging",),
@@ -41,13 +56,20 @@ ONLY_FOR = {  # settings that only some tasks have
 
 
 @dataclass
-class FinetuneSettings(CommonSettings, LoopSettings):
+class FinetuneSettings(CommonSettings, DataSettings, LoopSettings):
     """Settings of ``hanmo finetune``."""
 
     paths: list[str] = argument(
-        "files of records: jsonl, json, csv, tsv, CoNLL, SQuAD and others", zh="数据文件", many=True
+        "files of records: jsonl, json, csv, tsv, CoNLL, SQuAD and others; for --task text any texts",
+        zh="数据文件：jsonl、json、csv、tsv、CoNLL、SQuAD 等；--task text 时为任意文本",
+        many=True,
     )
-    task: str = option("instructions", "what to learn", zh="任务", choices=TASKS)
+    task: str = option(
+        "instructions",
+        "what to learn; text: to go on with pretraining on plain texts",
+        zh="任务；text 表示用纯文本继续预训练",
+        choices=TASKS,
+    )
     base: str = option("", "model to begin with: a folder, a run, or a name of hanmo models", zh="基础模型")
     validation: str | None = option(
         None,
@@ -55,11 +77,35 @@ class FinetuneSettings(CommonSettings, LoopSettings):
         zh="验证数据；默认按内容取十分之一",
         metavar="FILE",
     )
+    validation_share: float | None = option(
+        None,
+        "share of the data kept for validation; default: 0.1 of records; of texts 0.01, more where there is little",
+        zh="验证所用数据的比例；默认：记录 0.1，文本 0.01（语料小则更大）",
+        metavar="SHARE",
+    )
     fields: list[str] = option(
         [],
-        "which column or key is what, e.g. text=review labels=stars",
-        zh="列或键的含义，如 text=review labels=stars",
+        "which column or key is what, e.g. text=review; may be repeated",
+        zh="列或键的含义，如 text=review；可重复给出",
         metavar="NAME=KEY",
+    )
+    label_separator: str | None = option(
+        None,
+        "classification: what stands between several labels in one cell, e.g. a comma; belongs to --multi-label",
+        zh="分类：一格中多个标签之间的分隔符，如逗号；与 --multi-label 合用",
+        metavar="TEXT",
+    )
+    relabel: list[str] = option(
+        [],
+        "tagging: another name for a kind of span, e.g. LOCATION=LOC; OTH=O takes one away; may be repeated",
+        zh="标注：改用另一标签名，如 LOCATION=LOC；OTH=O 表示去掉；可重复给出",
+        metavar="OLD=NEW",
+    )
+    min_score: float | None = option(
+        None,
+        "embeddings: from which score of similarity on two texts belong together",
+        zh="向量：相似度达到多少才算互相匹配",
+        metavar="SCORE",
     )
     truncate: bool = option(
         False, "cut records that are longer than the context (they are counted)", zh="截断超长记录（会计数）"
@@ -67,12 +113,12 @@ class FinetuneSettings(CommonSettings, LoopSettings):
     lora: bool = option(
         False, "train low-rank adapters instead of all weights", zh="训练低秩适配器（LoRA）而非全部权重"
     )
-    rank: int = option(16, "rank of the adapters", zh="适配器的秩")
+    rank: int | None = option(None, "rank of the adapters; default 16", zh="适配器的秩；默认 16")
     alpha: float = option(32.0, "the change is multiplied by alpha / rank", zh="变化量乘以 alpha / rank")
     targets: list[str] = option(
         [],
-        "layers with adapters, e.g. attention, mlp, q_proj; default: all linear layers",
-        zh="加适配器的层；默认所有线性层",
+        "layers with adapters: attention, mlp or a name such as q_proj; may be repeated; default: all linear layers",
+        zh="加适配器的层：attention、mlp 或 q_proj 等名称；可重复给出；默认所有线性层",
     )
     lora_dropout: float = option(0.0, "dropout before the adapters", zh="适配器输入的 dropout")
     rslora: bool = option(False, "divide alpha by the square root of the rank", zh="alpha 除以秩的平方根（rsLoRA）")
@@ -87,9 +133,16 @@ class FinetuneSettings(CommonSettings, LoopSettings):
         False, "instructions: learn only the last answer of a dialogue", zh="指令：只学每段对话的最后一个回答"
     )
     unpacked: bool = option(False, "instructions: one dialogue per row", zh="指令：每行只放一段对话")
-    preference_loss: str = option("dpo", "preferences: dpo or orpo", zh="偏好：dpo 或 orpo", choices=("dpo", "orpo"))
+    preference_loss: str = option(
+        "dpo",
+        "preferences: the loss; dpo compares with the base model, orpo and simpo need no comparison",
+        zh="偏好：损失函数；dpo 与基础模型比较，orpo 与 simpo 不需要",
+        choices=("dpo", "orpo", "simpo"),
+    )
     beta: float | None = option(
-        None, "preferences: how strongly answers are driven apart; default 0.1", zh="偏好：约束强度"
+        None,
+        "preferences: how strongly answers are driven apart; default 0.1, of simpo 2",
+        zh="偏好：拉开两个回答的强度；默认 0.1，simpo 为 2",
     )
     group: int = option(32, "embeddings: records that are negatives of each other", zh="向量：互为负例的记录数")
     temperature: float = option(0.05, "embeddings: by which cosines are divided", zh="向量：余弦除以的温度")
@@ -102,10 +155,17 @@ class FinetuneSettings(CommonSettings, LoopSettings):
         None, "folder of the run; default: runs/<name of the data>", zh="输出目录；默认 runs/<数据名>"
     )
     overwrite: bool = option(False, "start anew where the folder holds an earlier run", zh="目录中已有运行时重新开始")
-    weight_decay: float = option(0.01, "decoupled weight decay of the matrices", zh="矩阵参数的权重衰减")
+
+    baseline: bool = option(
+        True,
+        "leave out what the result is compared with: a linear classifier, a CRF, or the base before the training",
+        zh="不计算对照基线（线性分类器、CRF，或训练前的基础模型）",
+    )
+    seed: int = option(0, "seed of everything random: split, weights, data order", zh="一切随机过程的种子")
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work, before any file is read."""
+        super().check()
         self.check_loop()
         if not self.base:
             raise UsageError(
@@ -115,7 +175,7 @@ class FinetuneSettings(CommonSettings, LoopSettings):
                 zh="缺少 --base：微调需要一个基础模型，例如 --base smollm2-135m-instruct",
             )
         if not self.paths:
-            raise UsageError("there are no records", fix="give a file, e.g. data.jsonl", zh="没有数据：请给出文件")
+            raise UsageError("there are no data", fix="give a file, e.g. data.jsonl", zh="没有数据：请给出文件")
         usual = {item: getattr(FinetuneSettings(), item) for item in (*LORA_ONLY, *ONLY_FOR)}
         for name in LORA_ONLY:
             if not self.lora and getattr(self, name) != usual[name]:
@@ -144,20 +204,60 @@ class FinetuneSettings(CommonSettings, LoopSettings):
                 fix="give only one of them",
                 zh="--lora 与 --last-layers 只能给一个",
             )
-        for item in self.fields:
-            if "=" not in item:
-                raise UsageError(
-                    f"--fields {item}: expected NAME=KEY", fix="e.g. --fields text=review", zh="--fields 应写成 名称=键"
-                )
+        if self.label_separator is not None and not self.multi_label:
+            raise UsageError(
+                "--label-separator belongs to --multi-label",
+                why="without it every text has exactly one label",
+                fix="add --multi-label",
+                zh="--label-separator 需与 --multi-label 合用，否则每条文本只有一个标签",
+            )
+        if self.validation is not None and self.validation_share is not None:
+            raise UsageError(
+                "--validation and --validation-share are two answers to one question",
+                fix="give only one of them",
+                zh="--validation 与 --validation-share 只能给一个",
+            )
+        if self.validation_share is not None and not self.validation_share:
+            raise UsageError(
+                "--validation-share 0 leaves nothing to validate on",
+                why="the weights that predict the validation data best are kept",
+                fix="give a share such as 0.1, or a file with --validation",
+                zh="--validation-share 不能为 0：训练依据验证数据保留最好的权重。"
+                "请给 0.1 等比例，或用 --validation 给出文件",
+            )
+        self.field_names()
+        self.new_names()
 
     def field_names(self) -> dict[str, str]:
         """Which column or key is what."""
-        return dict(item.split("=", 1) for item in self.fields)
+        return pairs("fields", self.fields, "NAME=KEY", "text=review", "名称=键")
+
+    def new_names(self) -> dict[str, str]:
+        """New names of kinds of spans."""
+        return pairs("relabel", self.relabel, "OLD=NEW", "OTH=O", "旧名=新名")
+
+
+def pairs(name: str, items: list[str], form: str, example: str, zh: str) -> dict[str, str]:
+    """The values of a setting that is a list of ``A=B``.
+
+    Raises:
+        UsageError: one is not of this form.
+    """
+    for item in items:
+        if not all(part.strip() for part in item.partition("=")):
+            raise UsageError(
+                f"{flag(name)} {item}: expected {form}",
+                fix=f"e.g. {flag(name)} {example}",
+                zh=f"{flag(name)} {item}：应写成 {zh}，例如 {flag(name)} {example}",
+            )
+    return dict(item.split("=", 1) for item in items)
 
 
 def run(settings: FinetuneSettings) -> Outcome:
     """Train and tell how it ended."""
+    from hanmo.cli.scores import CAN_ALREADY
     from hanmo.cli.tuning import tune
+    from hanmo.evaluation.task_baselines import Score, describe_scores, verdict
 
     settings.check()
     start_workers(settings)
@@ -171,12 +271,16 @@ def run(settings: FinetuneSettings) -> Outcome:
         "report": str(folder / "report.html"),
         **asdict(result),
     }
-    measures = "  ".join(f"{name} {value:.4f}" for name, value in result.measures.items())
+    data["baselines"] = [score.as_dict() for score in tuned.scores]
+    this = Score(pick("this model", "本模型"), result.measures)
+    table = describe_scores([*tuned.scores, this])
+    if sentence := verdict(tuned.scores, result.measures, of_base=settings.task in CAN_ALREADY):
+        table += "\n" + sentence
     where = pick(f"model:  {tuned.model_folder}", f"模型：{tuned.model_folder}")
     if tuned.adapter_folder is not None:
         where += "\n" + pick(f"adapter: {tuned.adapter_folder}", f"适配器：{tuned.adapter_folder}")
     text = pick(
-        f"validation: {measures}  after {result.steps:,} steps in {human_time(result.seconds)}\n{where}",
-        f"验证：{measures}，共 {result.steps:,} 步，用时 {human_time(result.seconds)}\n{where}",
+        f"on the validation data, after {result.steps:,} steps in {human_time(result.seconds)}:\n{table}\n{where}",
+        f"验证结果（共 {result.steps:,} 步，用时 {human_time(result.seconds)}）：\n{table}\n{where}",
     )
     return Outcome(data, text)

@@ -146,8 +146,8 @@ def preflight_of(
     from hanmo.models.device import available_memory
     from hanmo.models.recurrent import RecurrentConfig
     from hanmo.training.energy import power_of
-    from hanmo.training.estimates import Work, estimate
-    from hanmo.training.plan import LADDER, model_config
+    from hanmo.training.estimates import estimate
+    from hanmo.training.plan import LADDER, model_config, work_of
     from hanmo.training.preflight import Preflight, check_separator, preview
     from hanmo.training.settings import SIZES
 
@@ -159,14 +159,7 @@ def preflight_of(
         f"--size {size}": model_config(size, plan.config.vocab_size, LADDER[size].context, settings.objective)
         for size in reversed(SIZES[: SIZES.index(settings.size)])
     }
-    work = Work(
-        plan.config,
-        goal.micro_batch,
-        settings.context,
-        moments=None if settings.optimizer == "adamw" else plan.parameters,
-        average=settings.average > 0,
-        checkpointed=settings.activation_checkpointing,
-    )
+    work = work_of(settings, plan.config, goal.micro_batch, device)
     expected = estimate(
         work,
         tokens=plan.tokens,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hanmo.cli.contexts import Fits, choose_context, choose_text_row, choose_window, record_lengths
 from hanmo.cli.finetune import FinetuneSettings
 from hanmo.errors import DataError, ModelError
 from hanmo.language import pick
-from hanmo.settings import Resolution
+from hanmo.settings import Resolution, notice
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hanmo.data.corpus import Corpus
     from hanmo.models.heads import HeadConfig
     from hanmo.models.transformer import Transformer
     from hanmo.text.tokenizer import Tokenizer
@@ -24,7 +26,6 @@ HEADS = {
     "tagging": "token-classification",
     "question-answering": "span-extraction",
 }
-USUAL_CONTEXT = 1024  # tokens of a row of conversations: longer ones are rare, and cost memory
 MICRO_TOKENS = 8192  # that pass the network at once
 
 
@@ -74,18 +75,6 @@ def make_head(settings: FinetuneSettings, model: Transformer, train: Sequence[An
         ) from None
 
 
-def choose_context(settings: FinetuneSettings, resolution: Resolution, model: Transformer, longest: int) -> int:
-    """Tokens of a row: what the longest record needs, as far as the network sees."""
-    limit = model.config.max_position_embeddings
-    wanted = min(limit, max(64, -(-longest // 64) * 64))
-    if settings.truncate:
-        wanted = min(wanted, USUAL_CONTEXT)
-    reason = pick(f"the longest record has {longest:,} tokens", f"最长的记录有 {longest:,} 个词元")
-    resolution.compute(settings, "context", wanted, reason)
-    assert settings.context is not None
-    return min(limit, settings.context)
-
-
 def settle_micro_batch(settings: FinetuneSettings, resolution: Resolution, length: int, units: int = 1) -> None:
     """Examples that pass the network at once, so that memory stays moderate; the trainer halves it where it does not.
 
@@ -111,10 +100,12 @@ def sizes(settings: FinetuneSettings) -> dict[str, Any]:
 
 def supervised_goal(
     settings: FinetuneSettings,
+    resolution: Resolution,
     model: Transformer,
     tokenizer: Tokenizer,
     train: Sequence[Any],
     validation: Sequence[Any],
+    fits: Fits,
 ) -> Goal:
     """Classification, tagging, or the extraction of answers."""
     from hanmo.training.objectives.extraction import SpanExtraction
@@ -123,6 +114,12 @@ def supervised_goal(
 
     head = model.config.head
     assert head is not None
+    rows = RowMaker.of(model, tokenizer, truncate=settings.truncate)
+    if settings.task == "question-answering":
+        choose_window(settings, resolution, rows.context)
+    else:
+        overhead = rows.wrapping.overhead(pair=any(getattr(record, "pair", None) for record in train))
+        choose_context(settings, resolution, record_lengths(train, tokenizer, overhead), rows.context, fits)
     rows = RowMaker.of(model, tokenizer, max_length=settings.context, truncate=settings.truncate)
     kind: Any = {
         "classification": Classification,
@@ -142,22 +139,23 @@ def supervised_goal(
 
 def pair_goal(
     settings: FinetuneSettings,
+    resolution: Resolution,
     model: Transformer,
     tokenizer: Tokenizer,
     generation: dict[str, Any],
     train: Sequence[Any],
     validation: Sequence[Any],
+    fits: Fits,
 ) -> Goal:
     """A text from another one, with an encoder-decoder."""
     from hanmo.training.objectives.seq2seq import SequenceToSequence, SourceRowMaker
 
+    rows = SourceRowMaker.of(model, tokenizer, generation, truncate=settings.truncate)
+    overhead = len(rows.prefix) + len(rows.suffix) + len(rows.start_ids) + 1
+    limit = max(rows.source_context, rows.context)
+    context = choose_context(settings, resolution, record_lengths(train, tokenizer, overhead), limit, fits)
     rows = SourceRowMaker.of(
-        model,
-        tokenizer,
-        generation,
-        max_source=settings.context,
-        max_target=settings.context,
-        truncate=settings.truncate,
+        model, tokenizer, generation, max_source=context, max_target=context, truncate=settings.truncate
     )
     prepared = [SequenceToSequence.prepare(split, rows) for split in (train, validation)]
     lengths = [len(row.source) + len(row.inputs) for row in prepared[0]]
@@ -183,49 +181,58 @@ def instruction_goal(
     tokenizer: Tokenizer,
     train: Sequence[Any],
     validation: Sequence[Any],
+    fits: Fits,
 ) -> Goal:
     """The answers of conversations."""
     from hanmo.training.objectives.instructions import InstructionTuning, prepare_rows, trained_rows
     from hanmo.training.packing import pack
 
     chat = chat_form(tokenizer, last_only=settings.last_turn)
-    if settings.context is None:
-        longest = max((len(row.ids) - 1 for record in train for row in trained_rows(record, chat)), default=1)
-        choose_context(settings, resolution, model, longest)
-    assert settings.context is not None
-    context = min(settings.context, model.config.max_position_embeddings)
+    whole = [len(row.ids) - 1 for record in train for row in trained_rows(record, chat)]
+    limit, packed = model.config.max_position_embeddings, not settings.unpacked
+    context = choose_context(settings, resolution, whole, limit, fits, packed=packed)
     prepared = [prepare_rows(split, chat, context=context, truncate=settings.truncate) for split in (train, validation)]
     lengths = [len(row.inputs) for row in prepared[0]]
-    rows = len(lengths) if settings.unpacked else len(pack(lengths, context, settings.seed).rows)
+    rows = len(lengths)
+    if packed:
+        packing = pack(lengths, context, settings.seed)
+        notice(packing.describe())
+        rows = len(packing.rows)
     return Goal(
         rows,
         sum(lengths),
-        max(lengths, default=1) if settings.unpacked else context,
-        lambda: InstructionTuning(
-            prepared[0], prepared[1], context=context, packed=not settings.unpacked, **sizes(settings)
-        ),
+        context if packed else max(lengths, default=1),
+        lambda: InstructionTuning(prepared[0], prepared[1], context=context, packed=packed, **sizes(settings)),
         frozenset(getattr(chat, "stop_ids", ())),
     )
 
 
 def preference_goal(
     settings: FinetuneSettings,
+    resolution: Resolution,
     model: Transformer,
     tokenizer: Tokenizer,
     run: Path,
     train: Sequence[Any],
     validation: Sequence[Any],
+    fits: Fits,
 ) -> Goal:
     """Which of two answers is better."""
     from hanmo.training.objectives.preferences import (
         PreferenceLoss,
         PreferenceTuning,
+        answer_of,
         prepare_pairs,
         with_reference,
     )
 
     chat = chat_form(tokenizer, last_only=True)
-    context = min(settings.context or model.config.max_position_embeddings, model.config.max_position_embeddings)
+    whole = [
+        max(len(answer_of(record, text, chat).ids) - 1 for text in (record.chosen, record.rejected))
+        for record in train
+        if record.chosen.strip() and record.rejected.strip()
+    ]
+    context = choose_context(settings, resolution, whole, model.config.max_position_embeddings, fits)
     kind = PreferenceLoss(settings.preference_loss, settings.beta)
     prepared: list[Any] = [
         prepare_pairs(split, chat, context=context, truncate=settings.truncate) for split in (train, validation)
@@ -250,11 +257,13 @@ def preference_goal(
 
 def embedding_goal(
     settings: FinetuneSettings,
+    resolution: Resolution,
     model: Transformer,
     tokenizer: Tokenizer,
     folder: Path,
     train: Sequence[Any],
     validation: Sequence[Any],
+    fits: Fits,
 ) -> Goal:
     """Vectors that are near each other for texts that belong together."""
     from hanmo.inference.pooling import Pooling, read_pooling
@@ -262,8 +271,12 @@ def embedding_goal(
     from hanmo.training.objectives.rows import RowMaker
 
     pooling = read_pooling(folder) or Pooling()
-    rows = RowMaker.of(model, tokenizer, max_length=settings.context or pooling.max_length, truncate=settings.truncate)
-    prepared = [Contrastive.prepare(split, rows, pooling) for split in (train, validation)]
+    rows = RowMaker.of(model, tokenizer, max_length=pooling.max_length, truncate=settings.truncate)
+    whole = record_lengths(train, tokenizer, rows.wrapping.overhead())
+    rows = replace(rows, context=choose_context(settings, resolution, whole, rows.context, fits))
+    prepared = [
+        Contrastive.prepare(split, rows, pooling, min_score=settings.min_score) for split in (train, validation)
+    ]
     lengths = [row.length for row in prepared[0]]
     group = max(2, min(settings.group, len(lengths)))
     return Goal(
@@ -273,4 +286,33 @@ def embedding_goal(
         lambda: Contrastive(
             prepared[0], prepared[1], pooling=pooling, group=group, temperature=settings.temperature, **sizes(settings)
         ),
+    )
+
+
+def text_goal(
+    settings: FinetuneSettings,
+    resolution: Resolution,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    fits: Fits,
+) -> Goal:
+    """The next token of plain texts, which stand in the rows one after the other and do not see each other."""
+    import numpy as np
+
+    from hanmo.training.objectives import CausalLanguageModeling
+    from hanmo.training.preflight import check_separator
+
+    tokens = corpus.tokenize(tokenizer)
+    train, validation = tokens.tokens("train"), tokens.tokens("validation")
+    check_separator(train, tokens.eos_id, tokenizer)
+    documents = np.diff(tokens.document_spans("train")).tolist()
+    limit = model.config.max_position_embeddings
+    context = choose_text_row(settings, resolution, documents, min(len(train), len(validation)) - 1, limit, fits)
+    return Goal(
+        max(1, len(train) // context),
+        len(train),
+        context,
+        lambda: CausalLanguageModeling(train, validation, context=context, separator=tokens.eos_id, **sizes(settings)),
+        frozenset({tokens.eos_id}),
     )

@@ -144,10 +144,13 @@ def main(arguments: list[str] | None = None) -> int:
     """The entry point; see :mod:`hanmo.errors` for the exit codes."""
     given = sys.argv[1:] if arguments is None else arguments
     json_wanted = "--json" in given
+    from hanmo.training.launch import told_once
+
     if isinstance(sys.stdout, io.TextIOWrapper):  # a model may write what a terminal's encoding does not have
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = run_verb(given)
+        with told_once():
+            code = run_verb(given)
         sys.stdout.flush()  # here, so that a reader that went away is noticed below
         return code
     except HanmoError as error:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hanmo.data.tokens import TokenCorpus
     from hanmo.text.tokenizer import Tokenizer
     from hanmo.training.fit import FitResult
-    from hanmo.training.plan import Plan
+    from hanmo.training.plan import Machine, Plan
     from hanmo.training.processes import Processes
     from hanmo.training.trackers import Tracker
 
@@ -45,6 +45,7 @@ NOT_DECISIVE = {  # settings that change how a run is done, not what comes out o
     "micro_batch",
     "keep_best",
     "track",
+    "search",
 }
 
 
@@ -146,9 +147,10 @@ def refuse_finished_run(run: Path, settings: RunFolderSettings) -> None:
 
 
 def clear_run(run: Path) -> None:
-    """Remove the log and the checkpoints of an earlier run; its model stays until the new one replaces it."""
+    """Remove what belongs to an earlier run; its model stays until the new one replaces it."""
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    (run / "log.jsonl").unlink(missing_ok=True)
+    for name in ("log.jsonl", "search.json", "trackers.json"):
+        (run / name).unlink(missing_ok=True)
 
 
 def prepare_corpus(paths: list[str], settings: DataSettings, folder: Path, *, unchanged: bool = False) -> Corpus:
@@ -298,6 +300,7 @@ class Prepared:
     texts: Texts
     plan: Plan
     record: dict[str, Any]
+    machine: Machine
 
 
 def prepare_run(
@@ -336,17 +339,19 @@ def prepare_run(
     plan = make_plan(settings, resolution, texts, machine, device)
     if processes.share.count > 1:
         plan = replace(plan, micro_batch=even_micro_batch(plan.batch_size, plan.micro_batch, processes.share.count))
+    if warning := plan.warning(len(texts.tokens.tokens("train"))):
+        notice(warning)
     notice(pick("settings that were computed:", "自动选择的设置：") + "\n" + resolution.describe())
     recipe = recipe_fingerprint(settings, texts.tokens, plan)
     record = {**resolution.record(settings), "recipe": recipe, "launch": launch_id(), **versions()}
     if follower:
-        return Prepared(texts, plan, record)
+        return Prepared(texts, plan, record, machine)
     if settings.resume:
         refuse_other_recipe(run, recipe)
     else:  # only now: a mistake in the paths or settings must not cost the earlier run
         clear_run(run)
     write_json(run / "settings.json", record)
-    return Prepared(texts, plan, record)
+    return Prepared(texts, plan, record, machine)
 
 
 def train_run(
@@ -368,17 +373,25 @@ def train_run(
         HanmoError: whatever goes wrong on the way. Until the training starts, an earlier run in the folder is intact.
     """
     from hanmo.cli.fitting import fit, save_model
+    from hanmo.cli.searching import search_pretraining
     from hanmo.evaluation.training_report import TrainingReport
+    from hanmo.training.search_record import FILE, SearchRecord
     from hanmo.training.trackers import open_trackers
 
     prepared: Prepared = processes.first_main(lambda: prepare_run(run, paths, settings, words, processes, device))
+    prepared = search_pretraining(run, settings, prepared, device)
     # each process measured the machine for itself, and from these follows when all of them evaluate
     measured = ("max_tokens", "tokens", "tokens_per_second", "expected_seconds")
     common: dict[str, Any] = {name: processes.decide(getattr(prepared.plan, name)) for name in measured}
     prepared = replace(prepared, plan=replace(prepared.plan, **common))
     record, plan = prepared.record, prepared.plan
     report = TrainingReport(
-        run, plan=plan.rows(), settings=record["settings"], computed=record["computed"], versions=versions()
+        run,
+        plan=plan.rows(),
+        settings=record["settings"],
+        computed=record["computed"],
+        versions=versions(),
+        search=SearchRecord.read(run / FILE),
     )
     trackers: tuple[Tracker, ...] = ()
     if processes.main:

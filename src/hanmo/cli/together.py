@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.road import choose_out, open_run
-from hanmo.errors import HanmoError, Interrupted, UsageError
+from hanmo.errors import UsageError
 from hanmo.folder import read_json
-from hanmo.training.launch import check_devices, is_follower, is_worker, launch, launch_id, leave
+from hanmo.training.launch import check_devices, command, is_worker, launch, launch_id
 from hanmo.training.settings import LoopSettings
 
 if TYPE_CHECKING:
@@ -20,9 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hanmo.training.processes import Processes
-
-
-FIRST_SECONDS = 3.0  # for the first process to tell an error that all have
 
 
 def start_workers(settings: LoopSettings) -> None:
@@ -42,7 +37,7 @@ def start_workers(settings: LoopSettings) -> None:
         )
     if settings.devices > 1:
         check_devices(settings.devices, settings.device)
-        raise SystemExit(launch(settings.devices, [sys.executable, "-m", "hanmo", *sys.argv[1:]]))
+        raise SystemExit(launch(settings.devices, command()))
 
 
 @contextmanager
@@ -66,11 +61,10 @@ def run_together(paths: list[str], settings: Any) -> Iterator[tuple[Path, Proces
             return DataParallel(place, device)
         from hanmo.training.sharded import FullySharded
 
-        recompute = settings.activation_checkpointing
-        return FullySharded(place, device, precision=settings.precision, recompute=recompute)
+        return FullySharded(place, device, precision=settings.precision)
 
-    with told_once(), joined(settings.device, make) as (processes, device), ExitStack() as stack:
-        processes.on_main(lambda: refuse_recurrent(settings, processes))
+    with joined(settings.device, make) as (processes, device), ExitStack() as stack:
+        processes.on_main(lambda: refuse_several(settings, processes))
         folder = choose_out(settings, paths)
         if processes.restarted and (folder / "settings.json").is_file():
             settings.resume = settings.resume or read_json(folder / "settings.json").get("launch") == launch_id()
@@ -79,39 +73,33 @@ def run_together(paths: list[str], settings: Any) -> Iterator[tuple[Path, Proces
         yield folder, processes, device
 
 
-@contextmanager
-def told_once() -> Iterator[None]:
-    """Let the first process tell an error that all have, and end the others; one that only another has is told by it.
-
-    Both launchers end the others when the first has failed, so a moment is all that it takes.
-    """
-    try:
-        yield
-    except HanmoError as error:
-        if is_follower():
-            if isinstance(error, Interrupted):
-                leave(error.exit_code)
-            time.sleep(FIRST_SECONDS)
-        raise
-
-
-def refuse_recurrent(settings: Any, processes: Processes) -> None:
-    """Refuse to divide recurrent training, before any text is read.
+def refuse_several(settings: Any, processes: Processes) -> None:
+    """Refuse what several processes cannot do together, before any text is read.
 
     Raises:
-        UsageError: the objective carries a state from step to step.
+        UsageError: the objective carries a state from step to step; or settings are to be searched.
     """
-    if processes.share.count > 1 and getattr(settings, "architecture", "transformer") != "transformer":
+    if processes.share.count == 1:
+        return
+    if getattr(settings, "architecture", "transformer") != "transformer":
         from hanmo.training.distributed import carried_state
 
         raise carried_state()
+    if settings.search is not None:
+        raise UsageError(
+            "--search is for one process",
+            why="a trial that fails in one of several would leave the others waiting",
+            fix="search with one process, stop it with Ctrl-C when training begins, then go on with --resume, "
+            "--devices N and without --search: what was found holds for any number of processes",
+            zh="--search 只能由一个进程进行：请先用单进程搜索，训练开始后按 Ctrl-C，"
+            "再去掉 --search，加上 --resume 与 --devices N 继续；搜索结果适用于任意进程数",
+        )
 
 
 def prepare_model(model: nn.Module, settings: LoopSettings, device: torch.device, seconds: float | None) -> None:
-    """What is applied to a network from outside before it is trained: recomputation, compilation on a GPU."""
+    """What is applied to a network from outside before it is trained: recomputation, then compilation on a GPU."""
     from hanmo.training.acceleration import checkpoint_blocks, compile_blocks
 
-    if settings.activation_checkpointing and not settings.shard:
+    if settings.activation_checkpointing:
         checkpoint_blocks(model)
-    if not settings.shard:
-        compile_blocks(model, device, seconds)
+    compile_blocks(model, device, seconds)

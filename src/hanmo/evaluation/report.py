@@ -10,9 +10,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hanmo.evaluation.search_report import search_sections
 from hanmo.language import language
 from hanmo.progress import human_bytes, human_count, human_time
 from hanmo.text.report import REFERENCE
+from hanmo.training.search_record import SearchRecord
 
 STYLE = """
 :root { --ink: #1d1b18; --soft: #6d675e; --paper: #fbf8f1; --line: #ddd5c5; --seal: #a8321f; --blue: #2f5d8a; }
@@ -63,6 +65,7 @@ class ReportContent:
         verdict: the comparison in words.
         timings: seconds of each stage.
         settings, computed: the settings in force and the reasons of the computed ones.
+        search: what a search over settings tried, if there was one.
     """
 
     name: str
@@ -78,6 +81,7 @@ class ReportContent:
     settings: dict[str, Any]
     computed: dict[str, str]
     versions: dict[str, str]
+    search: SearchRecord | None = None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -110,6 +114,7 @@ def render(content: ReportContent) -> str:
         ("Time · 用时", pairs([(name, human_time(seconds)) for name, seconds in content.timings.items()])),
         ("Settings and why · 设置与理由", settings_table(content.settings, content.computed)),
     ]
+    sections[2:2] = search_sections(content.search)
     return page(content.name, content.verdict, sections, content.versions)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.evaluation.report import loss_curve, page, pairs, read_log, settings_table
+from hanmo.evaluation.search_report import search_sections
 from hanmo.progress import human_count, human_time
+from hanmo.training.search_record import SearchRecord
 
 
 class TrainingReport:
@@ -19,7 +21,7 @@ class TrainingReport:
         plan: what was expected before the start, by name.
         settings, computed: resolved settings, and the reasons of those that were computed.
         versions: what the run was made with.
-        search: what a search over settings tried, if there was one: rows of name and value.
+        search: what a search over settings tried, if there was one.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class TrainingReport:
         settings: Mapping[str, Any],
         computed: Mapping[str, str],
         versions: Mapping[str, str],
-        search: list[tuple[str, str]] | None = None,
+        search: SearchRecord | None = None,
     ) -> None:
         self.run, self.plan, self.settings, self.computed = run, plan, settings, computed
         self.versions, self.search = versions, search
@@ -56,8 +58,7 @@ class TrainingReport:
             ("Expected before the start · 开始前的估计", pairs(list(self.plan.items()))),
             ("Settings and why · 设置与理由", settings_table(dict(self.settings), dict(self.computed))),
         ]
-        if self.search:
-            sections.insert(2, ("Search over settings · 参数搜索", pairs(self.search)))
+        sections[2:2] = search_sections(self.search)
         target = self.run / "report.html"
         target.write_text(page(self.run.name, verdict, sections, self.versions), encoding="utf-8")
         return target

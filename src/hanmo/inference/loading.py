@@ -11,7 +11,7 @@ import torch
 
 from hanmo import catalog
 from hanmo.errors import ModelError, UsageError, nearest
-from hanmo.folder import read_manifest
+from hanmo.folder import read_json, read_manifest
 from hanmo.inference.engine import LanguageModel
 from hanmo.inference.networks import Network
 from hanmo.models.architectures import ARCHITECTURES
@@ -255,6 +255,15 @@ def inside(path: Path) -> Path:
             where=str(path),
             fix=f"name one of them, for example  {files[0]}",
             zh=f"文件夹中有 {len(files)} 个 GGUF 文件，请指定其中一个，例如 {files[0]}",
+        )
+    if (path / "adapter_config.json").is_file():
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        raise ModelError(
+            f"this is an adapter for '{base}', not a model",
+            where=str(path),
+            fix=f"give {path.parent / MODEL}, which has it folded in; or load it into its base with PEFT",
+            zh=f"这是 '{base}' 的适配器，不是完整模型。请使用已合并它的 {path.parent / MODEL}，"
+            "或用 PEFT 加载到基础模型",
         )
     raise ModelError(
         "the folder holds no model",

@@ -42,17 +42,18 @@ class KVCache:
         self.max_length = max_length
         self.length = 0
 
-    def append(self, layer: int, keys_BKTN: Tensor, values_BKTN: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new positions of one layer and return all of its keys and values, ``[B, K, S, N]``."""
-        stop = self.length + keys_BKTN.size(2)
+    def append(self, layer: int, keys_BTKN: Tensor, values_BTKN: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new positions of one layer and return all of its keys and values, ``[B, S, K, N]``."""
+        stop = self.length + keys_BTKN.size(1)
         if stop > self.max_length:
             raise ModelError(
                 f"the cache holds {self.max_length} positions, {stop} were needed",
                 zh=f"缓存只能容纳 {self.max_length} 个位置，需要 {stop} 个",
             )
-        self.keys[layer, :, :, self.length : stop] = keys_BKTN
-        self.values[layer, :, :, self.length : stop] = values_BKTN
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        self.keys[layer, :, :, self.length : stop] = keys_BTKN.transpose(1, 2)
+        self.values[layer, :, :, self.length : stop] = values_BTKN.transpose(1, 2)
+        keys_BSKN, values_BSKN = (part[layer, :, :, :stop].transpose(1, 2) for part in (self.keys, self.values))
+        return keys_BSKN, values_BSKN
 
     def select(self, rows: Tensor) -> None:
         """Keep only (or repeat) the given batch rows, an index tensor."""

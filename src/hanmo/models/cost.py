@@ -1,4 +1,4 @@
-"""What a transformer costs: parameters, operations, cache and training memory, from its configuration alone.
+"""What a transformer costs: parameters, operations, cache and activations, from its configuration alone.
 
 Every formula is asserted against real modules in the tests.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from hanmo.models.heads import TransformConfig
 from hanmo.models.transformer import TransformerConfig
+
+VALUE = 4  # bytes of a float32
 
 
 def matrix_parameters(config: TransformerConfig) -> int:
@@ -77,21 +79,86 @@ def kv_cache_bytes(config: TransformerConfig, tokens: int, bytes_per_value: int 
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * positions * bytes_per_value
 
 
-def training_memory_bytes(config: TransformerConfig, batch_size: int, length: int) -> int:
-    """Peak bytes of one fp32 training step: weights, gradients, two optimizer moments, activations, logits.
+def attention_values(config: TransformerConfig, keys: int, ratio: float = 1.0, *, cross: bool = False) -> float:
+    """Numbers that one attention keeps for the backward pass, per query.
 
-    The activations kept for the backward pass are counted tensor by tensor: per token and layer 7 of the hidden size
-    (block input, two norms and their inputs, attention output, residual), the rotated and unrotated heads, and 4 of the
-    feed-forward size (3 where it is not gated). Logits are held once as values and once as gradients.
+    Args:
+        keys: positions that a query could see.
+        ratio: keys and values for each query.
+        cross: attention to an encoder, which has no relative positions.
     """
-    tokens = batch_size * length
-    heads = config.head_dim * (2 * config.num_heads + 3 * config.num_kv_heads)
-    layer = 7 * config.hidden_size + heads + (4 if config.gated else 3) * config.intermediate_size
+    queries, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    biased = config.positions == "relative" and not cross
+    if not (biased or config.attention_softcap or config.dropout):
+        # queries, keys, values, the result, and one normaliser per head: the weights are computed again
+        return 2 * queries + 2 * ratio * shared + config.num_heads
+    # torch keeps the weights: after the softmax, before a cap, and with dropout its noise and what it leaves; keys and
+    # values are repeated for each query head
+    weights = 1 + bool(config.attention_softcap) + 2 * (config.dropout > 0)
+    return 2 * queries + 2 * ratio * queries + weights * config.num_heads * keys
+
+
+def norm_values(config: TransformerConfig, size: int, *, fused: bool) -> int:
+    """Numbers that a norm of ``size`` values keeps: its input and one or two statistics; without the native kernels
+    an RMSNorm also what it multiplies by its weight."""
+    if config.norm == "layer":
+        return size + 2
+    return size + 1 if fused else 2 * size + 1
+
+
+def block_values(config: TransformerConfig, length: int, source_length: int = 0, *, fused: bool = True) -> float:
+    """Numbers that a block keeps for the backward pass, per token; tested against what autograd really holds.
+
+    Args:
+        length: tokens of a row.
+        source_length: of the encoder's row.
+        fused: the native kernels compute norms, rotations and activations.
+    """
+    D, heads = config.hidden_size, config.num_heads + config.num_kv_heads
+    sublayers = 3 if config.encoder else 2
+    norms = sublayers * (2 if config.norm_placement == "sandwich" else 1)
+    values: float = norms * norm_values(config, D, fused=fused)
+    values += sublayers * D  # what the first products of a sublayer read
+    values += sublayers * D * (config.dropout > 0)  # noise on its output
+    values += attention_values(config, length)
+    if config.qk_norm:  # of each head, before the rotation
+        values += heads * norm_values(config, config.head_dim, fused=fused)
     if config.encoder:
-        layer += 3 * config.hidden_size + heads
-    outputs = 3 * config.vocab_size if config.lm else 0
-    activations = tokens * (config.num_layers * layer + 2 * config.hidden_size + outputs)
-    if config.encoder:
-        activations += training_memory_bytes(config.encoder, batch_size, length) // 4
-        activations -= 4 * num_parameters(config.encoder)  # counted with the whole network
-    return 4 * (4 * num_parameters(config) + activations)
+        values += attention_values(config, source_length, source_length / max(1, length), cross=True)
+    # gate and up-projection and what the last product reads; torch by itself also keeps the activated gate
+    return values + config.intermediate_size * ((3 if fused else 4) if config.gated else 2)
+
+
+def activation_bytes(
+    config: TransformerConfig,
+    rows: int,
+    length: int,
+    source_length: int = 0,
+    *,
+    layers: int | None = None,
+    recomputed: bool = False,
+    fused: bool = True,
+) -> int:
+    """Bytes that a forward pass in float32 keeps for the backward pass, weights, loss and head left out.
+
+    Args:
+        rows: of ``length`` tokens each, and of ``source_length`` for the encoder of an encoder-decoder.
+        layers: gradients reach only so many blocks, those nearest to the output; None: all, and the embedding.
+        recomputed: blocks keep only their input, and are computed again one by one.
+        fused: see :func:`block_values`.
+    """
+    D, each = config.hidden_size, block_values(config, length, source_length, fused=fused)
+    count = config.num_layers if layers is None else max(1, layers)
+    values = count * D + each if recomputed else count * each
+    norms = config.final_norm + config.embedding_norm
+    norms -= layers is None and not config.first_norm and config.norm_placement != "post"
+    values += norms * norm_values(config, D, fused=fused)
+    values += D * (config.dropout > 0)
+    total = VALUE * rows * length * values
+    if config.positions == "rotary":  # cosines and sines, which all rows share
+        kinds = {config.slides(layer) for layer in range(config.num_layers)}
+        total += VALUE * 2 * length * len(kinds) * (config.rotary_dim or config.head_dim)
+    if config.encoder and layers is None:
+        total += activation_bytes(config.encoder, rows, source_length, recomputed=recomputed, fused=fused)
+        total += VALUE * rows * source_length * D  # what every layer of the decoder reads
+    return round(total)

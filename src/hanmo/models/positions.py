@@ -6,9 +6,11 @@ Letters in names: B rows, T new positions, S all positions, H heads, N head size
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -95,17 +97,6 @@ class Rotary(nn.Module):
         return cos.to(dtype), sin.to(dtype)
 
 
-def rotate(x_BTHN: Tensor, cos_BTN: Tensor, sin_BTN: Tensor) -> Tensor:
-    """Rotate each pair (n, n + N/2) of every head by the angle of its position; what N does not cover is kept."""
-    rotated = cos_BTN.size(-1)
-    if rotated < x_BTHN.size(-1):
-        part, rest = x_BTHN[..., :rotated], x_BTHN[..., rotated:]
-        return torch.cat((rotate(part, cos_BTN, sin_BTN), rest), dim=-1)
-    left, right = x_BTHN.chunk(2, dim=-1)
-    turned = torch.cat((-right, left), dim=-1)
-    return x_BTHN * cos_BTN.unsqueeze(2) + turned * sin_BTN.unsqueeze(2)
-
-
 def sinusoids(positions_BT: Tensor, size: int) -> Tensor:
     """Fixed position vectors ``[B, T, D]``: sines in the first half, cosines in the second (Vaswani et al. 2017)."""
     exponents = torch.arange(0, size, 2, dtype=torch.float64, device=positions_BT.device) / size
@@ -144,30 +135,58 @@ def segment_positions(segments_BT: Tensor) -> Tensor:
     return places_T - torch.where(begins_BT, places_T, 0).cummax(1).values
 
 
+def runs(segments_BT: Tensor) -> Tensor:
+    """Number of the run of equal segments that each position belongs to, int64 ``[B, T]``, from 0.
+
+    >>> runs(torch.tensor([[1, 1, 2, 0, 0, 2]])).tolist()
+    [[0, 0, 1, 2, 2, 3]]
+    """
+    return F.pad((segments_BT[:, 1:] != segments_BT[:, :-1]).long().cumsum(1), (1, 0))
+
+
 def attention_mask(
     T: int,
-    start: int,
-    mask_BS: Tensor | None,
+    S: int,
     device: torch.device,
     *,
-    causal: bool = True,
+    causal: bool,
+    start: int = 0,
     window: int | None = None,
-    explicit: bool = False,
-) -> Tensor | None:
-    """Which keys each new position may see, bool ``[B or 1, T, S]``; None where plain (causal) attention suffices.
+    mask_BS: Tensor | None = None,
+    segments_BT: Tensor | None = None,
+) -> Tensor:
+    """Which keys each position sees, bool ``[B or 1, T, S]``.
 
-    A padded position sees itself, so that its (unused) softmax stays finite.
+    Args:
+        start: the key at which the first query stands.
+        window: causal: of the keys up to itself a query sees the last ``window``; else those at most so far away.
+        mask_BS: False where a row is padded. Padding sees itself, so that its (unused) softmax stays finite.
+        segments_BT: each query sees only its run of equal numbers.
+
+    >>> attention_mask(3, 3, torch.device("cpu"), causal=True, segments_BT=torch.tensor([[1, 1, 2]])).int().tolist()
+    [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
     """
-    S = start + T
-    if window is not None and window >= S:
-        window = None
-    if mask_BS is None and window is None and not explicit and (not causal or start == 0 or T == 1):
-        return None
-    query = torch.arange(start, S, device=device).unsqueeze(1)
-    key = torch.arange(S, device=device).unsqueeze(0)
-    seen_TS = key <= query if causal else torch.ones(T, S, dtype=torch.bool, device=device)
+    distance_TS = torch.arange(S, device=device) - torch.arange(start, start + T, device=device).unsqueeze(1)
+    seen = distance_TS <= 0 if causal else torch.ones(T, S, dtype=torch.bool, device=device)
     if window is not None:
-        seen_TS = seen_TS & (key > query - window if causal else (key - query).abs() <= window)
-    if mask_BS is None:
-        return seen_TS.unsqueeze(0)
-    return (seen_TS & mask_BS.unsqueeze(1)) | (key == query)
+        seen = seen & (distance_TS > -window if causal else distance_TS.abs() <= window)
+    seen = seen.unsqueeze(0)
+    if segments_BT is not None:
+        runs_BT = runs(segments_BT)
+        seen = seen & (runs_BT.unsqueeze(2) == runs_BT.unsqueeze(1))
+    return seen if mask_BS is None else (seen & mask_BS.unsqueeze(1)) | (distance_TS == 0)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the positions of a call see in the full or the sliding layers of a stack.
+
+    Args:
+        rotary: the cosines and sines of their positions.
+        mask, window, segments_BT: see :func:`hanmo.models.kernels.attention.attention`.
+    """
+
+    rotary: tuple[Tensor, Tensor] | None = None
+    mask: Tensor | None = None
+    window: int | None = None
+    segments_BT: Tensor | None = None

@@ -36,9 +36,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hanmo.errors import ModelError, nearest
 from hanmo.models.heads import Head, HeadConfig
+from hanmo.models.kernels.loss import token_loss
 
 CELLS: Mapping[str, Callable[..., nn.Module]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}  # products per unit: each gate and the candidate
+KEPT = {"rnn": 2, "lstm": 17, "gru": 8}  # numbers per unit and token that torch's layers keep for the backward pass
 FORGET_BIAS = 1.0
 
 State = tuple[Tensor, ...]
@@ -175,15 +177,11 @@ def training_flops_per_token(config: RecurrentConfig) -> float:
     return 6.0 * (matrix_parameters(config) + config.vocab_size * read)
 
 
-def training_memory_bytes(config: RecurrentConfig, batch_size: int, length: int) -> int:
-    """Peak bytes of one fp32 training step: weights, gradients, two moments, activations, logits.
-
-    Per token and layer the gates, the states and the masked input are kept; logits three times, as in the transformer.
-    """
-    tokens = batch_size * length
-    layer = (GATES[config.cell] + 4) * config.hidden_size
-    activations = tokens * (config.num_layers * layer + 2 * config.embedding_size + 3 * config.vocab_size)
-    return 4 * (4 * num_parameters(config) + activations)
+def activation_bytes(config: RecurrentConfig, rows: int, length: int) -> int:
+    """Bytes that a forward pass of a language model keeps for the backward pass, weights and loss left out."""
+    values = config.num_layers * KEPT[config.cell] * config.hidden_size
+    values += config.embedding_size * config.has_projection
+    return 4 * rows * length * values
 
 
 # The network ---------------------------------------------------------------------------------------------------------
@@ -309,20 +307,17 @@ class RecurrentModel(nn.Module):
             x_BTD = x_BTD[:, -1:]
         return F.linear(x_BTD, self.output_weight, self.output_bias).float(), state
 
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor, chunk: int = 2048) -> Tensor:
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor, chunk: int | None = None) -> Tensor:
         """Summed negative log-likelihood of the targets, in nats; targets below zero are left out."""
         return self.stream_loss(ids_BT, targets_BT, None, chunk)[0]
 
     def stream_loss(
-        self, ids_BT: Tensor, targets_BT: Tensor, state: State | None, chunk: int = 2048
+        self, ids_BT: Tensor, targets_BT: Tensor, state: State | None, chunk: int | None = None
     ) -> tuple[Tensor, State]:
         """:meth:`loss` of a text that goes on from ``state``, and the state after it; logits ``chunk`` at a time."""
         x_BTD, state = self.hidden(ids_BT, state)
-        total = x_BTD.new_zeros(())
-        pieces = zip(torch.split(x_BTD.flatten(0, 1), chunk), torch.split(targets_BT.flatten(), chunk), strict=True)
-        for x_MD, targets_M in pieces:
-            logits_MV = F.linear(x_MD, self.output_weight, self.output_bias).float()
-            total = total + F.cross_entropy(logits_MV, targets_M, reduction="sum", ignore_index=-1)
+        x_MD, targets_M = x_BTD.flatten(0, 1), targets_BT.flatten()
+        total = token_loss(x_MD, self.output_weight, targets_M, bias=self.output_bias, chunk=chunk)
         return total, state
 
 

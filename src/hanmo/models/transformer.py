@@ -40,26 +40,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hanmo.errors import ModelError, nearest
+from hanmo.errors import ModelError
 from hanmo.models.cache import KVCache, Memory
-from hanmo.models.heads import Head, HeadConfig, Transform, TransformConfig, activation
+from hanmo.models.config_checks import check_config
+from hanmo.models.heads import Head, HeadConfig, Transform, TransformConfig
 from hanmo.models.kernels.attention import attention
 from hanmo.models.kernels.elementwise import activate, gated, norm_rotate, rms_norm, rotate
 from hanmo.models.kernels.loss import token_logprobs, token_loss
 from hanmo.models.kernels.products import Linear
-from hanmo.models.positions import (
-    Rotary,
-    attention_mask,
-    relative_buckets,
-    segment_positions,
-    sinusoids,
-)
+from hanmo.models.positions import Rotary, View, attention_mask, relative_buckets, segment_positions, sinusoids
 from hanmo.models.tensors import check_tensors
-
-NORMS = ("rms", "rms+1", "layer")  # "rms+1": the stored weight is the difference from one
-PLACEMENTS = ("pre", "post", "sandwich")
-POSITIONS = ("rotary", "learned", "sinusoidal", "relative")
-SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -119,63 +109,7 @@ class TransformerConfig:
     dropout: float = 0.0  # of embeddings, attention and sublayer outputs, in training
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-        for name in (*sizes, "intermediate_size", "max_position_embeddings"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise contradiction(
-                    f"{name} must be a positive whole number, not {value!r}", f"{name} 应为正整数，而不是 {value!r}"
-                )
-        if self.num_heads % self.num_kv_heads:
-            raise contradiction(
-                f"{self.num_heads} query heads cannot be shared by {self.num_kv_heads} key/value heads",
-                f"{self.num_heads} 个查询头不能由 {self.num_kv_heads} 个键值头均分",
-                "the number of query heads must be a multiple of the number of key/value heads",
-            )
-        if self.positions == "rotary" and (self.rotary_dim or self.head_dim) % 2:
-            raise contradiction(
-                f"head_dim must be even for rotary positions, not {self.rotary_dim or self.head_dim}",
-                "旋转位置编码要求 head_dim 为偶数",
-            )
-        if (self.rotary_dim or 0) > self.head_dim:
-            raise contradiction(
-                f"{self.rotary_dim} rotated dimensions are more than a head has ({self.head_dim})",
-                f"旋转维数 {self.rotary_dim} 超过头的维数 {self.head_dim}",
-            )
-        if self.sliding_layers is not None and len(self.sliding_layers) != self.num_layers:
-            raise contradiction(
-                f"there are {self.num_layers} layers, the list of layer types has {len(self.sliding_layers)}",
-                f"共有 {self.num_layers} 层，而层类型列表有 {len(self.sliding_layers)} 项",
-            )
-        factors = [(self.rope_scaling or {}).get(name) or () for name in ("short_factor", "long_factor")]
-        if any(len(numbers) not in (0, (self.rotary_dim or self.head_dim) // 2) for numbers in factors):
-            raise contradiction(
-                f"LongRoPE needs {(self.rotary_dim or self.head_dim) // 2} factors, "
-                f"there are {len(factors[0])} short and {len(factors[1])} long ones",
-                "LongRoPE 的缩放因子个数与头的维数不符",
-            )
-        exact = self.relative_buckets // (2 if self.causal else 4)
-        if self.positions == "relative" and not 0 < exact < self.relative_distance:
-            raise contradiction(
-                f"{self.relative_buckets} buckets cannot hold distances up to {self.relative_distance}",
-                f"{self.relative_buckets} 个桶无法表示 {self.relative_distance} 以内的相对距离",
-            )
-        if self.encoder is not None and self.encoder.hidden_size != self.hidden_size:
-            raise contradiction("encoder and decoder differ in hidden size", "编码器与解码器的 hidden_size 不同")
-        choices = {
-            "rotary scaling": ((self.rope_scaling or {}).get("rope_type", "default"), SCALINGS),
-            "norm": (self.norm, NORMS),
-            "norm placement": (self.norm_placement, PLACEMENTS),
-            "kind of positions": (self.positions, POSITIONS),
-        }
-        for name, (choice, known) in choices.items():
-            if choice not in known:
-                raise contradiction(
-                    f"unknown {name} '{choice}'",
-                    f"不认识的 {name} '{choice}'",
-                    f"known: {', '.join(known)}. {nearest(str(choice), known)}",
-                )
-        activation(self.activation)
+        check_config(self)
 
     def slides(self, layer: int) -> bool:
         """Whether a layer sees only a window."""
@@ -193,11 +127,6 @@ class TransformerConfig:
         from hanmo.models.architectures import write_config
 
         return write_config(self)
-
-
-def contradiction(what: str, zh: str, fix: str = "") -> ModelError:
-    """The error for a configuration that no network can have."""
-    return ModelError(what, where="config.json", fix=fix, zh=zh)
 
 
 class RMSNorm(nn.Module):
@@ -227,26 +156,6 @@ def make_norm(config: TransformerConfig, size: int | None = None) -> nn.Module:
     return RMSNorm(size or config.hidden_size, config.norm_eps, 1.0 if config.norm == "rms+1" else 0.0)
 
 
-Angles = tuple[Tensor, Tensor]  # cosines and sines of the positions
-
-
-@dataclass(frozen=True)
-class View:
-    """What the positions of a call see in the full or the sliding layers of a stack.
-
-    Args:
-        rotary: the angles of their positions.
-        mask: bool or an additive bias, ``[B or 1, H or 1, T, S]``, where padding, a cache or relative positions need
-            one; else the window and the texts that rows hold say it.
-        window, segments_BT: see :func:`hanmo.models.kernels.attention.attention`.
-    """
-
-    rotary: Angles | None = None
-    mask: Tensor | None = None
-    window: int | None = None
-    segments_BT: Tensor | None = None
-
-
 class Attention(nn.Module):
     """Attention to earlier or all positions, or to an encoder's states; queries share keys and values in groups."""
 
@@ -264,35 +173,34 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, N) if config.qk_norm else None
 
     def heads_of(
-        self, x_BSD: Tensor, projection: nn.Module, heads: int, norm: nn.Module | None, rotary: Angles | None
+        self, x_BSD: Tensor, projection: nn.Module, heads: int, norm: nn.Module | None, view: View | None
     ) -> Tensor:
         """The heads of a projection, normed and rotated as the network asks, ``[B, S, heads, N]``."""
         x_BSHN: Tensor = projection(x_BSD).view(*x_BSD.shape[:2], heads, self.head_dim)
-        if rotary is None:
+        if view is None or view.rotary is None:
             return x_BSHN if norm is None else norm(x_BSHN)
         if isinstance(norm, RMSNorm):
-            return norm_rotate(x_BSHN, norm.weight, norm.eps, *rotary, offset=norm.offset)
-        return rotate(x_BSHN if norm is None else norm(x_BSHN), *rotary)
+            return norm_rotate(x_BSHN, norm.weight, norm.eps, *view.rotary, offset=norm.offset)
+        return rotate(x_BSHN if norm is None else norm(x_BSHN), *view.rotary)
 
-    def keys_values(self, x_BSD: Tensor, rotary: Angles | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x_BSD: Tensor, view: View | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of some states, ``[B, S, K, N]`` each."""
-        k_BSKN = self.heads_of(x_BSD, self.k_proj, self.kv_heads, self.k_norm, rotary)
+        k_BSKN = self.heads_of(x_BSD, self.k_proj, self.kv_heads, self.k_norm, view)
         return k_BSKN, self.heads_of(x_BSD, self.v_proj, self.kv_heads, None, None)
 
     def forward(self, x_BTD: Tensor, view: View, cache: KVCache | None, layer: int) -> Tensor:
         """Self-attention."""
-        k_BSKN, v_BSKN = self.keys_values(x_BTD, view.rotary)
+        k_BSKN, v_BSKN = self.keys_values(x_BTD, view)
         if cache is not None:
-            k_BKSN, v_BKSN = cache.append(layer, k_BSKN.transpose(1, 2), v_BSKN.transpose(1, 2))
-            return self.attend_masked(x_BTD, k_BKSN, v_BKSN, view.mask, view.rotary, causal=self.causal)
-        if view.mask is not None:
-            k_BKSN, v_BKSN = k_BSKN.transpose(1, 2), v_BSKN.transpose(1, 2)
-            return self.attend_masked(x_BTD, k_BKSN, v_BKSN, view.mask, view.rotary, causal=self.causal)
-        return self.attend(x_BTD, k_BSKN, v_BSKN, view, causal=self.causal)
+            cached = cache.append(layer, k_BSKN, v_BSKN)
+            if cache.length:  # else the new positions are all, and lie better in memory
+                k_BSKN, v_BSKN = cached
+        causal = self.causal and view.mask is None and k_BSKN.size(1) == x_BTD.size(1)
+        return self.attend(x_BTD, k_BSKN, v_BSKN, view, causal=causal)
 
     def attend(self, x_BTD: Tensor, k_BSKN: Tensor, v_BSKN: Tensor, view: View, *, causal: bool) -> Tensor:
-        """The answer to the queries of ``x_BTD``, where none needs a mask of its own."""
-        q_BTHN = self.heads_of(x_BTD, self.q_proj, self.heads, self.q_norm, view.rotary)
+        """The answer to the queries of ``x_BTD``."""
+        q_BTHN = self.heads_of(x_BTD, self.q_proj, self.heads, self.q_norm, view)
         y_BTHN = attention(
             q_BTHN,
             k_BSKN,
@@ -301,56 +209,11 @@ class Attention(nn.Module):
             scale=self.scale,
             window=view.window,
             segments_BT=view.segments_BT,
+            mask=view.mask,
             softcap=self.softcap,
             dropout=self.dropout if self.training else 0.0,
         )
         return self.o_proj(y_BTHN.flatten(2))  # type: ignore[no-any-return]
-
-    def attend_masked(
-        self,
-        x_BTD: Tensor,
-        k_BKSN: Tensor,
-        v_BKSN: Tensor,
-        mask: Tensor | None,
-        rotary: Angles | None = None,
-        *,
-        causal: bool = False,
-    ) -> Tensor:
-        """The same with a bool mask or an additive bias, ``[B or 1, H or 1, T, S]``, or to the keys of a cache."""
-        B, T, _ = x_BTD.shape
-        q_BTHN = self.heads_of(x_BTD, self.q_proj, self.heads, self.q_norm, rotary)
-        causal = causal and mask is None and T > 1
-        dropout = self.dropout if self.training else 0.0
-        if self.softcap is None:
-            y_BHTN = F.scaled_dot_product_attention(
-                q_BTHN.transpose(1, 2),
-                k_BKSN,
-                v_BKSN,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=causal,
-                scale=self.scale,
-                enable_gqa=self.heads != self.kv_heads,
-            )
-        else:
-            y_BHTN = self.capped(q_BTHN.transpose(1, 2), k_BKSN, v_BKSN, mask, causal, dropout)
-        return self.o_proj(y_BHTN.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))  # type: ignore[no-any-return]
-
-    def capped(
-        self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, mask: Tensor | None, causal: bool, dropout: float
-    ) -> Tensor:
-        """Attention whose scores are squeezed into (-softcap, softcap), which the fused kernel cannot do."""
-        assert self.softcap is not None
-        groups = self.heads // self.kv_heads
-        k_BHSN, v_BHSN = k_BKSN.repeat_interleave(groups, 1), v_BKSN.repeat_interleave(groups, 1)
-        scores = q_BHTN @ k_BHSN.transpose(2, 3) * (self.scale or self.head_dim**-0.5)
-        scores = self.softcap * torch.tanh(scores / self.softcap)
-        if causal:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-        weights = F.dropout(scores.float().softmax(-1).to(q_BHTN.dtype), dropout)
-        return weights @ v_BHSN
 
 
 class FeedForward(nn.Module):
@@ -399,15 +262,10 @@ class Block(nn.Module):
             return x_BTD + y_BTD
         return norm(x_BTD + y_BTD) if self.normed_sum else x_BTD + norm(y_BTD)  # type: ignore[no-any-return]
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        view: View,
-        cache: KVCache | None,
-        memory: Memory | None,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, view: View, cache: KVCache | None, memory: Memory | None) -> Tensor:
         y_BTD = x_BTD if self.input_layernorm is None else self.input_layernorm(x_BTD)
-        x_BTD = self.add(x_BTD, self.self_attn(y_BTD, view, cache, self.layer), self.attention_output_norm)
+        layer = 0 if cache is None else self.layer  # blocks that do not look at their number share what is compiled
+        x_BTD = self.add(x_BTD, self.self_attn(y_BTD, view, cache, layer), self.attention_output_norm)
         if memory is not None:
             y_BTD = x_BTD if self.cross_attention_norm is None else self.cross_attention_norm(x_BTD)
             y_BTD = self.look_up(y_BTD, memory, cache)
@@ -419,13 +277,11 @@ class Block(nn.Module):
         """Attend to the encoder's states; their keys and values are computed once per cache."""
         found = None if cache is None else cache.source.get(self.layer)
         if found is None:
-            found = self.cross_attn.keys_values(memory.states_BSD, None)
+            found = self.cross_attn.keys_values(memory.states_BSD)
             if cache is not None:
                 cache.source[self.layer] = found
-        if memory.mask_BS is None:
-            return self.cross_attn.attend(x_BTD, *found, View(), causal=False)
-        k_BKSN, v_BKSN = (part.transpose(1, 2) for part in found)
-        return self.cross_attn.attend_masked(x_BTD, k_BKSN, v_BKSN, memory.mask_BS[:, None, None, :])
+        mask = None if memory.mask_BS is None else memory.mask_BS[:, None, None, :]
+        return self.cross_attn.attend(x_BTD, *found, View(mask=mask), causal=False)
 
 
 class Stack(nn.Module):
@@ -447,8 +303,8 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config) if config.final_norm else None
         self.kinds = sorted({config.slides(layer) for layer in range(config.num_layers)})  # of layers: sliding or not
-        if config.positions == "rotary":
-            self.rotary = nn.ModuleDict({str(local): Rotary(config, local=local) for local in self.kinds})
+        rotary = {str(local): Rotary(config, local=local) for local in self.kinds if config.positions == "rotary"}
+        self.rotary = nn.ModuleDict(rotary) if rotary else None
 
     def forward(
         self,
@@ -463,7 +319,7 @@ class Stack(nn.Module):
         segments_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states ``[B, T, D]``; arguments as in :meth:`Transformer.forward`."""
-        config, T, start = self.config, ids_BT.size(1), cache.length if cache is not None else 0
+        T, start = ids_BT.size(1), cache.length if cache is not None else 0
         if segments_BT is not None:
             positions_BT, mask_BS = segment_positions(segments_BT), None
         elif positions_BT is None and mask_BS is not None:  # counted from each row's first real token
@@ -471,20 +327,13 @@ class Stack(nn.Module):
         elif positions_BT is None:
             positions_BT = torch.arange(start, start + T, device=ids_BT.device).unsqueeze(0)
         x_BTD = self.embed(ids_BT, embedding_VD, positions_BT, types_BT)
-        views = {}
         reach_B1 = None if cache is None else cache.reach_B1
-        free = cache is None and mask_BS is None and config.positions != "relative"
+        views = {}
         for local in self.kinds:
-            window = config.sliding_window if local else None
-            rotary = None
-            if config.positions == "rotary":
-                rotary = self.rotary[str(local)](positions_BT, x_BTD.dtype, reach_B1)
-            if free:
-                views[local] = View(rotary, None, window, segments_BT)
-            else:
-                views[local] = View(rotary, self.mask(T, start, mask_BS, window, x_BTD, segments_BT))
+            rotary = self.rotary[str(local)](positions_BT, x_BTD.dtype, reach_B1) if self.rotary is not None else None
+            views[local] = self.view(x_BTD, start, mask_BS, segments_BT, rotary, local=local)
         for layer, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, views[config.slides(layer)], cache, memory)
+            x_BTD = block(x_BTD, views[self.config.slides(layer)], cache, memory)
         if cache is not None:
             cache.length = start + T
         return x_BTD if self.norm is None else self.norm(x_BTD)
@@ -505,35 +354,32 @@ class Stack(nn.Module):
             x_BTD = self.embed_norm(x_BTD)
         return F.dropout(x_BTD, config.dropout, self.training)
 
-    def mask(
+    def view(
         self,
-        T: int,
+        x_BTD: Tensor,
         start: int,
         mask_BS: Tensor | None,
-        window: int | None,
-        like: Tensor,
-        segments_BT: Tensor | None = None,
-    ) -> Tensor | None:
-        """The mask or the additive bias of the full or the sliding layers."""
-        config, relative = self.config, self.config.positions == "relative"
-        seen_BTS = attention_mask(
-            T,
-            start,
-            mask_BS,
-            like.device,
-            causal=config.causal,
-            window=window,
-            explicit=(relative and config.causal) or segments_BT is not None,
-        )
-        if segments_BT is not None:
-            same_BTS = segments_BT.unsqueeze(2) == segments_BT.unsqueeze(1)
-            seen_BTS = same_BTS if seen_BTS is None else seen_BTS & same_BTS
-        mask = None if seen_BTS is None else seen_BTS.unsqueeze(1)
-        if not relative:
-            return mask
-        bias_THS = self.relative_bias(relative_buckets(T, start + T, config, like.device))
-        bias_1HTS: Tensor = bias_THS.permute(2, 0, 1).unsqueeze(0).to(like.dtype)
-        return bias_1HTS if mask is None else bias_1HTS.masked_fill(~mask, -math.inf)
+        segments_BT: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        *,
+        local: bool,
+    ) -> View:
+        """What T positions from ``start`` on see in the full or the sliding layers; a mask only where one is needed."""
+        config, T, S = self.config, x_BTD.size(1), start + x_BTD.size(1)
+        window = config.sliding_window if local else None
+        relative = config.positions == "relative"
+        if start == 0 and mask_BS is None and not relative:
+            return View(rotary, None, window, segments_BT)
+        within = window is not None and window < S
+        mask = None
+        if mask_BS is not None or segments_BT is not None or within or (config.causal and T > 1):
+            seen: dict[str, Any] = {"window": window, "mask_BS": mask_BS, "segments_BT": segments_BT}
+            mask = attention_mask(T, S, x_BTD.device, causal=config.causal, start=start, **seen).unsqueeze(1)
+        if relative:
+            bias_THS = self.relative_bias(relative_buckets(T, S, config, x_BTD.device))
+            bias_1HTS: Tensor = bias_THS.permute(2, 0, 1).unsqueeze(0).to(x_BTD.dtype)
+            mask = bias_1HTS if mask is None else bias_1HTS.masked_fill(~mask, -math.inf)
+        return View(rotary, mask)
 
 
 class Transformer(nn.Module):

@@ -104,8 +104,9 @@ def compile_blocks(model: nn.Module, device: torch.device, seconds: float | None
             )
         )
         return False
-    for block in blocks(model):  # one by one: they share one compiled function
-        block.compile(backend=backend)
+    # one by one, for they share what is compiled; not the call, to which sharding adds hooks that do not compile
+    for block in blocks(model):
+        block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
     notice(
         pick(
             f"the blocks are compiled in the first steps, which takes up to {COMPILE_SECONDS:.0f} s",

@@ -12,15 +12,17 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hanmo.errors import ModelError, UsageError
-from hanmo.folder import MANIFEST, atomic_folder, read_json, verify, write_json
+from hanmo.folder import atomic_folder, read_json, verify, write_json
+from hanmo.language import pick
 from hanmo.models.checkpoints.weights import write_safetensors
 from hanmo.settings import notice
 
@@ -57,6 +59,10 @@ class TrainingState:
     stopped: bool = False
     kept: list[tuple[float, int]] = field(default_factory=list)
 
+    def record(self) -> dict[str, Any]:
+        """The state as JSON, which has no infinity."""
+        return {**dataclasses.asdict(self), "best_loss": self.best_loss if self.best_step >= 0 else None}
+
 
 @dataclass
 class Checkpoint:
@@ -82,9 +88,7 @@ def save_checkpoint(root: Path, model: dict[str, Tensor], optimizer: dict[str, T
     with atomic_folder(target, {"kind": "checkpoint", "version": 1}) as folder:
         write_safetensors(folder / "model.safetensors", model)
         write_safetensors(folder / "optimizer.safetensors", optimizer)
-        fields = dataclasses.asdict(state)
-        fields["best_loss"] = state.best_loss if state.best_step >= 0 else None
-        write_json(folder / "state.json", fields)
+        write_json(folder / "state.json", state.record())
     prune_checkpoints(root, state.step)
     return target
 
@@ -99,6 +103,18 @@ def prune_checkpoints(root: Path, step: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def verify_whole(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
+    """:func:`hanmo.folder.verify` of a folder that must have a manifest.
+
+    Raises:
+        ModelError: the folder is missing or damaged.
+    """
+    manifest = verify(folder, hashes=hashes)
+    if not manifest:
+        raise ModelError("the folder or its manifest is missing", where=str(folder), zh="文件夹或其清单缺失")
+    return manifest
+
+
 def load_tensors(folder: Path, group: str) -> dict[str, Tensor]:
     """The tensors of one group, from the one file of one process or from those of many."""
     tensors: dict[str, Tensor] = {}
@@ -107,17 +123,21 @@ def load_tensors(folder: Path, group: str) -> dict[str, Tensor]:
     return tensors
 
 
-def load_newest(root: Path, check: Callable[[Path], object] = verify) -> Checkpoint | None:
+def load_newest(
+    root: Path, check: Callable[[Path], object] = verify_whole, names: Sequence[str] | None = None
+) -> Checkpoint | None:
     """The newest checkpoint whose hashes are right; damaged ones are named and passed over. None if there is none.
+
+    Args:
+        check: raises a ModelError for a damaged folder.
+        names: of the checkpoints, oldest first; None: those that are there.
 
     Raises:
         ModelError: there are checkpoints, and all of them are damaged.
     """
-    folders = step_folders(root)
+    folders = step_folders(root) if names is None else [root / name for name in names]
     for folder in reversed(folders):
         try:
-            if not (folder / MANIFEST).is_file():
-                raise ModelError("the manifest is missing", where=str(folder))
             check(folder)
             fields = read_json(folder / "state.json")
             if fields["best_loss"] is None:
@@ -125,7 +145,7 @@ def load_newest(root: Path, check: Callable[[Path], object] = verify) -> Checkpo
             fields["kept"] = [(float(loss), int(step)) for loss, step in fields.get("kept", [])]
             state = TrainingState(**fields)
         except (ModelError, TypeError, KeyError) as error:
-            notice(f"damaged checkpoint passed over: {error}")
+            notice(pick(f"damaged checkpoint passed over: {error}", f"跳过损坏的检查点：{error}"))
             continue
         return Checkpoint(load_tensors(folder, "model"), load_tensors(folder, "optimizer"), state)
     if folders:
@@ -148,16 +168,14 @@ def keep_weights(root: Path, step: int, weights: dict[str, Tensor]) -> None:
         write_safetensors(folder / "model.safetensors", weights)
 
 
-def load_weights(root: Path, step: int) -> dict[str, Tensor]:
+def load_weights(root: Path, step: int, check: Callable[[Path], object] = verify_whole) -> dict[str, Tensor]:
     """What :func:`keep_weights` wrote.
 
     Raises:
         ModelError: it is missing or damaged.
     """
     folder = root / f"step-{step:08d}"
-    if not (folder / MANIFEST).is_file():
-        raise ModelError("the weights or their manifest are missing", where=str(folder), zh="权重或其清单缺失")
-    verify(folder)
+    check(folder)
     weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
     return weights
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from hanmo import errors
 from hanmo.errors import HanmoError, ModelError, ResourceError, UsageError
-from hanmo.folder import listed_files, read_manifest, sha256_file, verify
+from hanmo.folder import listed_files, sha256_file
 from hanmo.models.device import choose_device
 from hanmo.training.adapted import Adapted
+from hanmo.training.checkpoint import verify_whole
 from hanmo.training.launch import die_with_launcher
 from hanmo.training.meeting import (
     Place,
@@ -64,14 +65,17 @@ class Distributed(Processes):
         self.place, self.device = place, device
         self.share = Share(place.rank, place.count)
         self.restarted = place.restarted
-        with connected():
-            self.control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.control = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.agree("version of the code", code_fingerprint())
 
     # Messages ---------------------------------------------------------------------------------------------------------
 
-    def exchange(self, value: Any) -> list[Any]:
-        """The JSON value of every process, by rank; all must call it at the same time."""
+    def exchange(self, value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+        """The JSON value of every process, by rank; all must call it at the same time.
+
+        Args:
+            group: what it goes through; the default waits as long as one process works alone.
+        """
         message = json.dumps(value).encode()
         size, largest = len(message), MESSAGE_BYTES
         while True:
@@ -80,30 +84,26 @@ class Distributed(Processes):
             part = torch.frombuffer(bytearray(message[:largest]), dtype=torch.uint8)
             mine[8 : 8 + len(part)] = part
             rows = [torch.empty_like(mine) for _ in range(self.share.count)]
-            with connected():
-                dist.all_gather(rows, mine, group=self.control)
+            dist.all_gather(rows, mine, group=group or self.control)
             sizes = [int(row[:8].clone().view(torch.int64)) for row in rows]
             if max(sizes) <= largest:
                 return [json.loads(row[8 : 8 + n].numpy().tobytes()) for row, n in zip(rows, sizes, strict=True)]
             largest = max(sizes)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
         value = torch.tensor([int(flag)])
-        with connected():
-            dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value)
 
     def decide(self, value: float) -> float:
         decision = torch.tensor([value], dtype=torch.float64)
-        with connected():
-            dist.broadcast(decision, 0, group=self.control)
+        dist.broadcast(decision, 0)
         return float(decision)
 
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
         """Each value added over all processes, in float64; a name that a process lacks counts as zero there."""
         total: dict[str, float] = {}
-        for part in self.exchange(dict(values)):
+        for part in self.exchange(dict(values), dist.group.WORLD):
             for name, value in part.items():
                 total[name] = total.get(name, 0.0) + value
         return total
@@ -145,7 +145,14 @@ class Distributed(Processes):
             others: what the others do afterwards; None: the same, and find it done.
         """
         result = self.on_main(action)
-        return result if self.main else (others or action)()  # type: ignore[return-value]
+        failure: BaseException | None = None
+        if not self.main:
+            try:
+                result = (others or action)()
+            except BaseException as error:
+                failure = error
+        self.raise_together(failure)
+        return result  # type: ignore[return-value]
 
     def raise_together(self, failure: BaseException | None) -> None:
         """Raise the first failure of any process in all of them; nothing happens if there is none."""
@@ -158,6 +165,10 @@ class Distributed(Processes):
 
     # Files ------------------------------------------------------------------------------------------------------------
 
+    def same(self, value: T) -> T:
+        """The first process's JSON value, for all."""
+        return cast(T, self.exchange(value)[0])
+
     def check_folder(self, folder: Path) -> None:
         """Make sure that all processes see the same folder.
 
@@ -165,7 +176,7 @@ class Distributed(Processes):
             ResourceError: a machine has a folder of its own under this name.
         """
         name = f".seen-{os.getpid()}-{time.time_ns()}" if self.main else ""
-        probe = folder / str(self.exchange(name)[0])
+        probe = folder / self.same(name)
         self.on_main(lambda: probe.write_text(""))
         deadline = time.monotonic() + 15  # network disks show a new file late
         while not (seen := probe.exists()) and time.monotonic() < deadline:
@@ -182,10 +193,11 @@ class Distributed(Processes):
             )
 
     def verify(self, folder: Path) -> dict[str, Any]:
-        """:func:`hanmo.folder.verify`, each process hashing its part of the files; damage is raised in all of them."""
-        failure, manifest = None, {}
+        """Each process hashes its part of the files; damage is raised in all of them."""
+        failure: Exception | None = None
+        manifest: dict[str, Any] = {}
         try:
-            manifest = verify(folder, hashes=False)
+            manifest = verify_whole(folder, hashes=False)
             names = sorted(listed_files(folder, manifest))
             for name in (names[index] for index in self.share.of(len(names))):
                 if sha256_file(folder / name) != manifest["files"][name]["sha256"]:
@@ -198,7 +210,7 @@ class Distributed(Processes):
         except (HanmoError, OSError) as error:
             failure = error
         self.raise_together(failure)
-        return manifest or read_manifest(folder)
+        return manifest
 
     # Models -----------------------------------------------------------------------------------------------------------
 
@@ -210,7 +222,8 @@ class Distributed(Processes):
         """
         if isinstance(objective, Adapted):
             return objective
-        refuse_carried_state(objective)
+        if not objective.divisible:
+            raise carried_state()
         return Adapted(objective, self)
 
     def give_weights(self, model: nn.Module) -> None:
@@ -219,8 +232,7 @@ class Distributed(Processes):
         tensors = [tensor.data for tensor in (*model.parameters(), *model.buffers())]
         for group in buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in group])
-            with connected():
-                dist.broadcast(flat, 0)
+            dist.broadcast(flat, 0)
             if not self.main:
                 for tensor, piece in zip(group, torch.split(flat, [t.numel() for t in group]), strict=True):
                     tensor.copy_(piece.view_as(tensor))
@@ -245,6 +257,8 @@ class Distributed(Processes):
 class DataParallel(Distributed):
     """Every process has the whole model and a part of each step's micro-batches."""
 
+    hooks: Sequence[Any] = ()
+
     def prepare(self, model: nn.Module) -> None:
         self.give_weights(model)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -252,8 +266,9 @@ class DataParallel(Distributed):
         self.buckets = [Bucket(list(group)) for group in buckets(trained[::-1])]
         self.place_of = {id(p): index for index, bucket in enumerate(self.buckets) for p in bucket.parameters}
         self.last, self.sent = False, 0
-        for parameter in trained:
-            parameter.register_post_accumulate_grad_hook(self.arrived)  # type: ignore[no-untyped-call]
+        for hook in self.hooks:  # of an earlier training: a gradient must not be counted twice
+            hook.remove()
+        self.hooks = [p.register_post_accumulate_grad_hook(self.arrived) for p in trained]  # type: ignore[no-untyped-call]
 
     def begin_backward(self, last: bool) -> None:
         self.last = last
@@ -295,14 +310,12 @@ class Bucket:
         self.flat = torch.cat([*pieces, flags])
         for parameter in self.parameters:  # the sum takes its place: no process holds two copies of all gradients
             parameter.grad = None
-        with connected():
-            self.work = dist.all_reduce(self.flat, async_op=True)
+        self.work = dist.all_reduce(self.flat, async_op=True)
 
     def receive(self) -> None:
         """Wait for the sum and make it the gradient, without a copy."""
         assert self.flat is not None
-        with connected():
-            self.work.wait()
+        self.work.wait()
         *pieces, flags = torch.split(self.flat, [*self.sizes, len(self.sizes)])
         for parameter, piece, flag in zip(self.parameters, pieces, flags.tolist(), strict=True):
             parameter.grad = piece.view_as(parameter) if flag else None
@@ -322,16 +335,6 @@ def buckets(tensors: Iterable[T]) -> Iterator[list[T]]:
         held += size
     if group:
         yield group
-
-
-def refuse_carried_state(objective: Objective[Any, Any]) -> None:
-    """Recurrent training goes on with the state of its streams: only one process can.
-
-    Raises:
-        UsageError: the objective carries a state.
-    """
-    if type(objective).load_state_tensors is not Objective.load_state_tensors:
-        raise carried_state()
 
 
 def carried_state() -> UsageError:
@@ -387,6 +390,7 @@ def joined(
     divide_threads(place)
     chosen = device_of(place, device)
     meet(place, chosen)
-    processes = make(place, chosen)
-    yield processes, chosen
-    processes.close()  # not after an error: the others may never answer
+    with connected():
+        processes = make(place, chosen)
+        yield processes, chosen
+        processes.close()  # not after an error: the others may never answer

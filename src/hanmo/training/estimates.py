@@ -12,14 +12,26 @@ from typing import Any
 
 from hanmo.errors import ResourceError
 from hanmo.language import pick
-from hanmo.models.cost import forward_flops_per_token, num_parameters, training_memory_bytes
+from hanmo.models.cost import (
+    VALUE,
+    activation_bytes,
+    block_values,
+    forward_flops_per_token,
+    matrix_parameters,
+    num_parameters,
+)
+from hanmo.models.kernels import native
 from hanmo.models.kernels.loss import CHUNK_LOGITS, FEWEST_ROWS
 from hanmo.models.transformer import TransformerConfig
 from hanmo.progress import display_width, human_bytes, human_count, human_time
 from hanmo.training.energy import Power
+from hanmo.training.optimizer import UPDATE_NUMBERS
 
-VALUE = 4  # bytes of a float32
-PROCESS_BYTES = 400_000_000  # Python, torch and its libraries
+PROCESS_BYTES = 360_000_000  # Python, torch, its libraries and what they set aside
+# Room between blocks in use that the next one does not fit into grows with the largest tensors, not with their number:
+# measured, it is what so many of a network's blocks keep (benchmarks/results/memory.txt). There is more where gradients
+# lie between the activations of the next micro-batch, where blocks are computed again, and without native kernels.
+GAPS, GAPS_BY_TORCH, GAPS_BY_GRADIENTS, GAPS_BY_RECOMPUTING = 2, 2, 4, 1
 CERTAINTY = 1.15  # the estimate is this near to the truth
 LORA_RANK = 16
 LEAST_CONTEXT = 64
@@ -31,14 +43,17 @@ class Work:
 
     Args:
         config: the network, adapters left out.
-        micro_batch: rows at a time (of preferences, two for each pair).
-        length: tokens of a row.
+        micro_batch: examples at a time.
+        length: tokens of a row; of an encoder-decoder, those of source and answer together.
         trained: parameters that are trained; None: all.
         adapters: of these, how many are no part of the network itself.
-        moments: numbers that the optimizer keeps; None: two for each trained parameter, as AdamW does.
+        muon: matrices are trained with Muon, which keeps one number for each; AdamW keeps two.
         average: a moving average of the trained weights is kept.
         checkpointed: activations are computed again in the backward pass.
         backward_layers: blocks nearest to the output that gradients reach; None: all.
+        accumulated: a step has several micro-batches.
+        rows_each: rows of an example; two of a pair of answers.
+        device: the kind of device; a CPU's memory holds the process, too.
     """
 
     config: TransformerConfig
@@ -46,10 +61,18 @@ class Work:
     length: int
     trained: int | None = None
     adapters: int = 0
-    moments: int | None = None
+    muon: bool = False
     average: bool = False
     checkpointed: bool = False
     backward_layers: int | None = None
+    accumulated: bool = True
+    rows_each: int = 1
+    device: str = "cpu"
+
+    @property
+    def rows(self) -> int:
+        """Rows that pass the network at once."""
+        return self.micro_batch * self.rows_each
 
     @property
     def parameters(self) -> int:
@@ -61,70 +84,96 @@ class Work:
         """Parameters that are trained."""
         return self.parameters if self.trained is None else self.trained
 
+    @property
+    def whole(self) -> bool:
+        """Whether all parameters are trained, the embeddings among them."""
+        return self.learned >= self.parameters
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Peak bytes of a step, by what they hold."""
+    """Bytes at the moment of a run that needs most, by what they hold."""
 
+    process: int
     trained_weights: int
     frozen_weights: int
-    gradients: int
     moments: int
     average: int
+    best: int
+    gradients: int
     activations: int
     logits: int
+    buffers: int
 
     @property
     def total(self) -> int:
-        """All of it, the process itself left out."""
+        """All of it: what the system shows as the resident memory of the process (on an accelerator, of the device)."""
         return sum(asdict(self).values())
 
     def rows(self) -> dict[str, str]:
         """The parts that are not zero, by name, in the user's language."""
         names = {
+            "process": pick("process", "进程"),
             "trained_weights": pick("weights, trained", "权重（训练）"),
             "frozen_weights": pick("weights, frozen", "权重（冻结）"),
-            "gradients": pick("gradients", "梯度"),
             "moments": pick("optimizer", "优化器状态"),
             "average": pick("average of weights", "权重平均"),
+            "best": pick("best weights", "最佳权重"),
+            "gradients": pick("gradients", "梯度"),
             "activations": pick("activations", "激活值"),
             "logits": pick("logits", "词表得分"),
+            "buffers": pick("buffers", "缓冲"),
         }
         return {names[name]: human_bytes(size) for name, size in asdict(self).items() if size}
 
 
-def layer_bytes(config: TransformerConfig, micro_batch: int, length: int) -> tuple[int, int]:
-    """Bytes of activations outside the blocks (those of an encoder included), and in each block."""
+def native_kernels(work: Work) -> bool:
+    """Whether the native kernels compute the work."""
+    return work.device == "cpu" and native.library() is not None
 
-    def kept(layers: int) -> int:
-        bare = replace(config, lm=False, lm_bias=False, lm_transform=None, num_layers=layers, sliding_layers=None)
-        return training_memory_bytes(bare, micro_batch, length) - 4 * VALUE * num_parameters(bare)
 
-    each = kept(2) - kept(1)
-    return kept(1) - each, each
+def activations_of(work: Work) -> tuple[int, int]:
+    """Bytes that a micro-batch keeps for the backward pass, and of these what one block keeps while it is computed."""
+    fused, source = native_kernels(work), work.length // 2 if work.config.encoder else 0
+    length = work.length - source
+    how: dict[str, Any] = {"layers": work.backward_layers, "recomputed": work.checkpointed, "fused": fused}
+    block = VALUE * work.rows * length * block_values(work.config, length, source, fused=fused)
+    return activation_bytes(work.config, work.rows, length, source, **how), round(block)
 
 
 def memory_of(work: Work) -> MemoryEstimate:
-    """Peak memory of a training step; the formulas of activations are those of :mod:`hanmo.models.cost`.
+    """The memory of a run at the moment that needs most.
 
-    The loss never holds the logits of more than a chunk of positions; see :mod:`hanmo.models.kernels.loss`.
+    Weights, moments and average are always there. What comes and goes is largest at one of two moments: when the loss
+    of a micro-batch is computed, with all of its activations, or when the weights are updated, with all gradients. The
+    heap keeps that room, so the best weights, which are read from their file at the end, come on top of it.
     """
-    config, trained = work.config, work.learned
-    outside, each = layer_bytes(config, work.micro_batch, work.length)
-    layers = config.num_layers if work.backward_layers is None else work.backward_layers
-    tokens = work.micro_batch * work.length
-    activations = outside + max(1, layers) * each
-    if work.checkpointed:
-        activations = outside + each + config.num_layers * tokens * config.hidden_size * VALUE
-    rows = min(tokens, max(FEWEST_ROWS, CHUNK_LOGITS["cpu"] // config.vocab_size))
+    config, trained, tokens = work.config, work.learned, work.rows * work.length
+    D, V = config.hidden_size, config.vocab_size
+    matrices = min(trained, matrix_parameters(config)) if work.muon else 0
+    activations, block = activations_of(work)
+    # the loss: a chunk of logits, and hidden states with their gradients; the first step back through a block then
+    # holds gradients of its feed-forward layer instead
+    chunk = min(tokens, max(FEWEST_ROWS, CHUNK_LOGITS.get(work.device, CHUNK_LOGITS["cuda"]) // V))
+    logits = VALUE * (chunk * V + 2 * tokens * D) if config.lm else 0
+    first = max(0, VALUE * tokens * (2 * config.intermediate_size + 2 * D) - logits)
+    # the gradient of the output embedding comes with the loss, beside its last part; the others as activations go
+    gradients = VALUE * 2 * V * D * (config.lm and work.whole) + VALUE * trained * work.accumulated
+    loss = {"gradients": gradients, "activations": activations, "logits": logits, "buffers": first}
+    gaps = GAPS + GAPS_BY_TORCH * (not native_kernels(work)) + GAPS_BY_RECOMPUTING * work.checkpointed
+    gaps += GAPS_BY_GRADIENTS * (work.accumulated and work.whole)
+    loss["buffers"] += gaps * block
+    # Muon: updates, their stack, its normed copy, the results and their stack
+    group = min(matrices, max(UPDATE_NUMBERS, config.intermediate_size * D))
+    update = {"gradients": VALUE * trained, "activations": 0, "logits": 0, "buffers": VALUE * 5 * group}
     return MemoryEstimate(
+        process=PROCESS_BYTES if work.device == "cpu" else 0,
         trained_weights=VALUE * trained,
         frozen_weights=VALUE * max(0, work.parameters - trained),
-        gradients=VALUE * trained,
-        moments=VALUE * (2 * trained if work.moments is None else work.moments),
+        moments=VALUE * (2 * trained - matrices),
         average=VALUE * trained * work.average,
-        activations=activations,
-        logits=VALUE * rows * config.vocab_size if config.lm else 0,
+        best=VALUE * trained,
+        **max(loss, update, key=lambda moment: sum(moment.values())),
     )
 
 
@@ -166,8 +215,8 @@ def lora_parameters(config: TransformerConfig, rank: int = LORA_RANK) -> int:
 
 
 def fits(memory: int, available: int) -> bool:
-    """Whether so many bytes and the process itself find room."""
-    return memory + PROCESS_BYTES <= available
+    """Whether so many bytes find room."""
+    return memory <= available
 
 
 def changes(work: Work, available: int, smaller: Mapping[str, TransformerConfig] | None = None) -> list[Change]:
@@ -189,10 +238,10 @@ def changes(work: Work, available: int, smaller: Mapping[str, TransformerConfig]
     best, flags = work, []
     same = pick("the result stays the same", "结果不变")
     if work.micro_batch > 1:
-        micro = work.micro_batch
-        while micro > 1 and not fits(memory_of(replace(work, micro_batch=micro)).total, available):
-            micro //= 2
-        best, flags = replace(work, micro_batch=micro), [f"--micro-batch {micro}"]
+        best = replace(work, accumulated=True)
+        while best.micro_batch > 1 and not fits(memory_of(best).total, available):
+            best = replace(best, micro_batch=best.micro_batch // 2)
+        flags = [f"--micro-batch {best.micro_batch}"]
         found.append(tried(flags[0], best, same))
     if not work.checkpointed and work.backward_layers is None:
         effect = pick("the same result, about a third slower", "结果不变，速度约慢三分之一")
@@ -204,16 +253,15 @@ def changes(work: Work, available: int, smaller: Mapping[str, TransformerConfig]
     if context < work.length:
         effect = pick("the model sees less at once", "模型一次看到的内容更少")
         found.append(tried(f"--context {context}", replace(work, length=context), effect))
-    if work.trained is None and work.config.encoder is None:
+    if smaller is None and work.whole and work.config.encoder is None:  # to train from the beginning, they are no use
         count = lora_parameters(work.config)
-        lora = {"trained": count, "adapters": count, "moments": 2 * count}
+        lora = {"trained": count, "adapters": count, "muon": False}
         effect = pick(
             f"trains {human_count(count)} instead of {human_count(work.parameters)} parameters",
             f"只训练 {human_count(count)} 个参数，而非 {human_count(work.parameters)}",
         )
-        if smaller is None:  # to train from the beginning, adapters are no use
-            found.append(tried("--lora", replace(work, **lora), effect))  # type: ignore[arg-type]
-            best, flags = replace(best, **lora), [*flags, "--lora"]  # type: ignore[arg-type]
+        found.append(tried("--lora", replace(work, **lora), effect))  # type: ignore[arg-type]
+        best, flags = replace(best, **lora), [*flags, "--lora"]  # type: ignore[arg-type]
     if not any(change.fits for change in found) and len(flags) > 1:
         found.append(tried(" ".join(flags), best, pick("all of these together", "以上各项合用")))
     return [*found, *smaller_models(work, available, smaller)]
@@ -222,15 +270,18 @@ def changes(work: Work, available: int, smaller: Mapping[str, TransformerConfig]
 def smaller_models(work: Work, available: int, smaller: Mapping[str, TransformerConfig] | None) -> list[Change]:
     """The largest of the smaller networks that fits; or how large a base may be."""
     if smaller is None:
-        room = max(0, available - PROCESS_BYTES)
-        count = human_count(math.floor(work.parameters * room / memory_of(work).total))
+        process = memory_of(work).process
+        share = max(0, available - process) / (memory_of(work).total - process)
+        count = human_count(math.floor(work.parameters * share))
         size = pick(f"a base of at most {count} parameters", f"参数不超过 {count} 的基础模型")
-        return [Change(f"--base ({size})", room, room > 0, pick("a smaller model", "更小的模型"))]
-    for flag, config in smaller.items():
-        memory = memory_of(Work(config, work.micro_batch, work.length)).total
-        if fits(memory, available):
-            count = human_count(num_parameters(config))
-            return [Change(flag, memory, True, pick(f"a model of {count} parameters", f"参数量 {count} 的模型"))]
+        return [Change(f"--base ({size})", available, share > 0, pick("a smaller model", "更小的模型"))]
+    for micro in sorted({work.micro_batch, 1}, reverse=True):
+        for flag, config in smaller.items():
+            memory = memory_of(replace(work, config=config, micro_batch=micro, accumulated=True)).total
+            if fits(memory, available):
+                flag += "" if micro == work.micro_batch else f" --micro-batch {micro}"
+                count = human_count(num_parameters(config))
+                return [Change(flag, memory, True, pick(f"a model of {count} parameters", f"参数量 {count} 的模型"))]
     return []
 
 
@@ -327,11 +378,11 @@ class Estimate:
         """
         if not fits(round(self.memory.total / CERTAINTY), self.available):
             raise ResourceError(
-                f"the run needs about {human_bytes(self.memory.total + PROCESS_BYTES)} of memory, "
+                f"the run needs about {human_bytes(self.memory.total)} of memory, "
                 f"{human_bytes(self.available)} are free",
                 why="the system would kill it in the middle",
                 fix="change one of these:\n" + describe_changes(list(self.changes)),
-                zh=f"训练约需 {human_bytes(self.memory.total + PROCESS_BYTES)} 内存，"
+                zh=f"训练约需 {human_bytes(self.memory.total)} 内存，"
                 f"空闲仅 {human_bytes(self.available)}，运行中会被系统终止。可以这样改：\n"
                 + describe_changes(list(self.changes)),
             )

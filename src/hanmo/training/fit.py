@@ -31,6 +31,7 @@ from hanmo.training.checkpoint import (
     load_newest,
     load_weights,
     prune_weights,
+    step_folders,
 )
 from hanmo.training.objectives.base import Objective
 from hanmo.training.optimizer import Optimizer, OptimizerSettings
@@ -204,7 +205,8 @@ class Trainer(Generic[ModelT]):
 
     def restore(self) -> None:
         """Take over the newest valid checkpoint, if there is one."""
-        checkpoint = load_newest(self.checkpoints, self.processes.verify)
+        names = self.processes.same([folder.name for folder in step_folders(self.checkpoints)])
+        checkpoint = load_newest(self.checkpoints, self.processes.verify, names)
         if checkpoint is None:
             return
         if checkpoint.state.recipe != self.settings.recipe:
@@ -215,6 +217,9 @@ class Trainer(Generic[ModelT]):
                 zh="检查点属于另一套设置（数据、分词器、模型或训练参数不同）；请使用原来的设置或更换 --out",
             )
         self.state = checkpoint.state
+        notice(
+            pick(f"going on from the checkpoint of step {self.state.step}", f"从第 {self.state.step} 步的检查点继续")
+        )
         if self.state.micro_batch:  # memory ran out before: what fitted then fits now
             self.objective.micro_batch = min(self.objective.micro_batch, self.state.micro_batch)
         self.put(checkpoint.model)
@@ -263,7 +268,7 @@ class Trainer(Generic[ModelT]):
         saved_at = state.elapsed
         seen_before, began = state.tokens, time.monotonic()
         done = self.fraction(state.elapsed)
-        with Progress(pick("training", "训练"), unit="tokens") as progress:
+        with self.progress() as progress:
             while done < 1 and not state.stopped:
                 loss = self.step(done)
                 state.step += 1
@@ -279,7 +284,7 @@ class Trainer(Generic[ModelT]):
                 if self.checkpoint_due(state.elapsed - saved_at):
                     self.save()
                     state.elapsed = saved_at = time.monotonic() - start
-                if self.processes.decide(asked_to_stop()):
+                if self.processes.any(asked_to_stop()):
                     self.save()
                     raise Interrupted(
                         f"stopped at step {state.step}; a checkpoint was saved",
@@ -383,6 +388,8 @@ class Trainer(Generic[ModelT]):
     def diverged(self, loss: float, norm: float, guilty: int | None) -> ModelError:
         """The error for a loss that is not a number; the weights are still those from before the step."""
         step = self.state.step
+        found = self.processes.sums({} if guilty is None else {str(guilty): 1.0})
+        guilty = min(map(int, found), default=None)
         where = self.objective.origin(step) + ("" if guilty is None else f" (micro-batch {guilty})")
         return ModelError(
             f"the loss is {loss} and the norm of its gradient {norm} at step {step}",
@@ -392,6 +399,10 @@ class Trainer(Generic[ModelT]):
             zh=f"第 {step} 步训练发散（损失 {loss}），批次：{where}；检查点仍是此前的权重。"
             "请检查这批数据，或用 --overwrite 并把 --learning-rate 减半重新开始",
         )
+
+    def progress(self) -> Progress:
+        """What shows how far the training is."""
+        return Progress(pick("training", "训练"), unit="tokens")
 
     def note(self, loss: float, rate: float) -> str:
         """The end of the progress line."""
@@ -499,7 +510,7 @@ class Trainer(Generic[ModelT]):
         if state.best_step >= 0 and state.best_step < state.step:
             last = {name: value.detach().clone() for name, value in self.weights.items()}
             try:
-                self.put(load_weights(self.kept, state.best_step))
+                self.put(load_weights(self.kept, state.best_step, self.processes.verify))
                 measures = self.validate(FINAL_TOKENS)
             except ModelError as error:
                 notice(

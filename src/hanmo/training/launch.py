@@ -2,7 +2,7 @@
 
 torchrun does this on many machines. On one machine this supervisor knows more: it restarts after a crash (a killed or
 faulty process) but not after an error that would come again, such as unusable data; it passes Ctrl-C on, so that the
-run ends with one checkpoint; and the processes meet through a file, so no port can be taken. It does not import torch.
+run ends with one checkpoint; and the processes meet through a file, so no port can be taken.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MAX_RESTARTS = 3
 HEALTHY_SECONDS = 3600.0  # a process that dies after this long gets all its restarts again
 STOP_SECONDS = 60.0  # for the others to end after Ctrl-C, once one has ended
 DEATH_SECONDS = 30.0  # for the supervisor to end a process that lost another one
+FIRST_SECONDS = 5.0  # for the first process to tell an error that all have
 ANSWERS = (2, 3, 4, 5, 6, 130)  # exit codes of errors that a restart would only repeat; see hanmo/errors.py
 TAIL_LINES = 30
 
@@ -78,17 +79,45 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """Let the first process tell an error that all have, and end the others; one that only another has is told by it.
+
+    Both launchers end the others when the first has failed, so a moment is all that it takes.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        if is_follower():
+            leave(Interrupted.exit_code)
+        raise
+    except Exception:
+        if is_follower():
+            time.sleep(FIRST_SECONDS)
+        raise
+
+
 def die_with_launcher() -> None:
-    """Let Linux stop this process (with a checkpoint) when its supervisor is killed; nothing on other systems."""
+    """Let Linux stop this process (with a checkpoint) when its launcher is killed; nothing on other systems."""
     parent = os.environ.get(LAUNCHER, "")
-    if not parent or sys.platform != "linux":
+    if not launch_id() or sys.platform != "linux":
         return
     import ctypes
 
     set_death_signal = 1
     ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it died before
+    if parent and os.getppid() != int(parent):  # it died before
         raise Interrupted("the launcher is gone", zh="启动进程已不存在")
+
+
+def command() -> list[str]:
+    """The command line that started this program, for processes that are to do the same.
+
+    Like the installed command, and unlike ``python -m``, they do not look for modules in the current folder, where a
+    text may be called random.py.
+    """
+    safe = [] if Path(sys.argv[0]).name == "__main__.py" else ["-P"]
+    return [sys.executable, *safe, "-m", "hanmo", *sys.argv[1:]]
 
 
 def check_devices(count: int, device: str) -> None:

@@ -20,7 +20,7 @@ from hanmo.errors import ResourceError, UsageError
 from hanmo.models.device import choose_device, set_threads
 from hanmo.training.launch import DEATH_SECONDS, LAUNCHER, RENDEZVOUS, cores, restarts
 
-MEETING = timedelta(minutes=10)  # for all processes to come together; a cluster may start them slowly
+MEETING = timedelta(minutes=10)  # for all processes to come together, and in a step for each to answer
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Turn a broken connection into an error that says what it means.
+    """Turn a broken connection, wherever in the block it shows, into an error that says what it means.
 
     Under our launcher the process then waits to be ended by it, so that the process that failed is seen first.
 
@@ -164,13 +164,27 @@ def connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "CUDA" in str(error) and "NCCL" not in str(error):
+        if not is_connection_error(error):
             raise
         if os.environ.get(LAUNCHER):
             time.sleep(DEATH_SECONDS)
+        why = str(error).splitlines()[0][:200]
+        if "timed out" in str(error).lower():
+            minutes = MEETING.total_seconds() / 60
+            raise ResourceError(
+                f"another process of this run did not answer for {minutes:g} minutes",
+                why=why,
+                fix="look for what holds it up (a disk, a GPU, the network); then start again with --resume",
+                zh=f"本次运行的另一个进程 {minutes:g} 分钟没有响应。请检查其磁盘、GPU 或网络，再用 --resume 继续",
+            ) from error
         raise ResourceError(
-            "another process of this run ended or does not answer",
-            why=str(error).splitlines()[0][:200],
+            "another process of this run has ended",
+            why=why,
             fix="its own message says why; start again with --resume, the checkpoints are intact",
-            zh="本次运行的另一个进程已结束或没有响应；原因见它自己的报错。检查点完好，可用 --resume 继续",
+            zh="本次运行的另一个进程已结束；原因见它自己的报错。检查点完好，可用 --resume 继续",
         ) from error
+
+
+def is_connection_error(error: RuntimeError) -> bool:
+    """Whether an error is of the connection between processes; gloo's and those inside a backward pass have no type."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hanmo.models.kernels.products import matmul
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at zero, singular values end in about [0.7, 1.2]
+UPDATE_NUMBERS = 1 << 24  # of matrices that Muon updates at once: their copies must not outweigh the activations
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,15 @@ def fast_product(x_LMN: Tensor) -> bool:
 def orthogonalized_one(x_MN: Tensor, steps: int) -> Tensor:
     """The steps of :func:`orthogonalize` on one matrix that is not tall."""
     a, b, c = NEWTON_SCHULZ
+    if x_MN.size(1) >= 2 * x_MN.size(0):  # each step multiplies by a polynomial of x x^T, which is the smaller matrix
+        gram, whole = matmul(x_MN, x_MN.t()), None
+        for left in reversed(range(steps)):
+            factor = matmul(gram, gram).mul_(c).add_(gram, alpha=b)
+            factor.diagonal().add_(a)
+            whole = factor if whole is None else matmul(factor, whole)
+            if left:
+                gram = matmul(matmul(factor, gram), factor)
+        return x_MN if whole is None else matmul(whole, x_MN)
     for _ in range(steps):
         gram = matmul(x_MN, x_MN.t())
         x_MN = matmul(matmul(gram, gram).mul_(c).add_(gram, alpha=b), x_MN).add_(x_MN, alpha=a)
@@ -142,14 +152,15 @@ class Optimizer:
             torch._foreach_lerp_([self.momentum[n] for n in gradients], list(gradients.values()), 1 - momentum)
         for (rows, columns), names in self.by_shape.items():
             present = [n for n in names if n in gradients]
-            if not present:
-                continue
-            updates = [gradients[n].lerp(self.momentum[n], momentum) for n in present]
             # a tall matrix gets a proportionally larger step, so that its outputs change as much per input
             step = rate * max(1.0, rows / columns) ** 0.5
-            parameters: list[Tensor] = [self.matrices[n] for n in present]
-            torch._foreach_mul_(parameters, 1 - self.settings.weight_decay * rate)
-            torch._foreach_add_(parameters, self.orthogonalized(updates), alpha=-step)
+            at_once = max(1, UPDATE_NUMBERS // (rows * columns))
+            for begin in range(0, len(present), at_once):
+                chosen = present[begin : begin + at_once]
+                updates = [gradients[n].lerp(self.momentum[n], momentum) for n in chosen]
+                parameters: list[Tensor] = [self.matrices[n] for n in chosen]
+                torch._foreach_mul_(parameters, 1 - self.settings.weight_decay * rate)
+                torch._foreach_add_(parameters, self.orthogonalized(updates), alpha=-step)
         self.zero_grad()
 
     def zero_grad(self) -> None:

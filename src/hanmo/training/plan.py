@@ -16,14 +16,15 @@ import torch
 
 from hanmo.language import pick
 from hanmo.models.architectures import read_config
-from hanmo.models.cost import num_parameters, training_flops_per_token, training_memory_bytes
+from hanmo.models.cost import num_parameters, training_flops_per_token
 from hanmo.models.device import available_memory
 from hanmo.models.kernels import native
 from hanmo.models.kernels.products import matmul
 from hanmo.models.recurrent import RecurrentConfig
 from hanmo.models.transformer import TransformerConfig
 from hanmo.progress import display_width, human_bytes, human_count, human_time
-from hanmo.settings import Resolution, notice, parse_duration
+from hanmo.settings import Resolution, parse_duration
+from hanmo.training.estimates import Work, memory_of
 from hanmo.training.optimizer import OptimizerSettings
 from hanmo.training.settings import SIZES, TrainingSettings
 
@@ -72,6 +73,9 @@ NATIVE_OVERHEAD = 0.0028e-9 * 128  # with the native kernels: 200 GFLOP/s at wid
 DEFAULT_BUDGET = 180.0
 MATRIX_RATE = 0.03  # Muon's peak rate at width 128
 ADAMW_RATE = 3e-3  # AdamW's
+WEIGHT_DECAY = 0.05
+MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}  # that pass a network at once: more are not faster, and take more memory
+MODERATE = (2.5e9, 2048)  # bytes above which so many tokens must be enough on a CPU: others use the machine, too
 
 
 def model_config(size: str, vocab_size: int, context: int, objective: str = "causal") -> TransformerConfig:
@@ -170,7 +174,7 @@ class Plan:
         tokens_per_second: expected speed.
         tokens: expected to be seen in all.
         expected_seconds: the horizon in time.
-        memory: peak bytes of training, the process itself (about 400 MB) left out.
+        memory: peak bytes of the process.
     """
 
     config: TransformerConfig | RecurrentConfig
@@ -205,6 +209,17 @@ class Plan:
                 f"（{human_count(self.tokens)} 词元，{self.tokens_per_second:,.0f} 词元/秒）",
             ),
         }
+
+    def warning(self, train_tokens: int) -> str:
+        """That the run will end before its time is over; empty where it will not."""
+        if not self.capped:
+            return ""
+        passes, text = self.max_tokens / train_tokens, human_count(train_tokens)
+        return pick(
+            f"the training will end early: {passes:g} passes over {text} tokens are enough, more would learn them by "
+            "heart (--max-steps overrides this)",
+            f"训练会提前结束：{text} 词元读 {passes:g} 遍已足够，再多只会死记硬背（可用 --max-steps 改变）",
+        )
 
     def describe(self, *, colour: bool = False) -> str:
         """The estimates for people, without colour in any case."""
@@ -319,10 +334,10 @@ def make_plan(
     expected = expected_tokens(settings, speed, train_tokens, MAX_EPOCHS)
     resolution.compute(settings, "batch_size", *choose_batch(settings, rung, expected))
     assert settings.batch_size is not None
-    micro = choose_micro_batch(config, settings.batch_size, settings.context, device)
-    resolution.compute(settings, "micro_batch", *micro)
+    resolution.compute(settings, "micro_batch", *choose_micro_batch(settings, config, device))
     resolution.compute(settings, "learning_rate", *learning_rate(settings))
     assert settings.micro_batch is not None
+    settle_decay(settings, resolution)
     horizon = make_horizon(settings, resolution, speed, train_tokens, MAX_EPOCHS)
     return Plan(
         config=config,
@@ -338,7 +353,7 @@ def make_plan(
         tokens_per_second=speed,
         tokens=horizon.tokens,
         expected_seconds=horizon.tokens / speed,
-        memory=training_memory_bytes(config, settings.micro_batch, settings.context),
+        memory=memory_of(work_of(settings, config, settings.micro_batch, device)).total,
     )
 
 
@@ -378,17 +393,7 @@ def make_horizon(
     tokens = expected_tokens(settings, speed, train_tokens, max_epochs)
     seconds = horizon_seconds(settings)
     resolution.compute(settings, "budget", f"{seconds:g}s", pick("the default", "默认值"))
-    capped = tokens == max_tokens
-    if capped:
-        notice(
-            pick(
-                f"the training will end early: {max_epochs:g} passes over {human_count(train_tokens)} tokens are "
-                "enough, more would learn them by heart (--max-steps overrides this)",
-                f"训练会提前结束：{human_count(train_tokens)} 词元读 {max_epochs:g} 遍已足够，"
-                "再多只会死记硬背（可用 --max-steps 改变）",
-            )
-        )
-    return Horizon(seconds, None, tokens, max_tokens, capped)
+    return Horizon(seconds, None, tokens, max_tokens, capped=tokens == max_tokens)
 
 
 def choose_batch(settings: TrainingSettings, rung: Rung, tokens: float) -> tuple[int, str]:
@@ -403,16 +408,42 @@ def choose_batch(settings: TrainingSettings, rung: Rung, tokens: float) -> tuple
     )
 
 
-def choose_micro_batch(
-    config: TransformerConfig, batch_size: int, context: int, device: torch.device
-) -> tuple[int, str]:
-    """As many windows at a time as fit into half of the memory that is free, and the reason."""
+def work_of(settings: TrainingSettings, config: TransformerConfig, micro_batch: int, device: torch.device) -> Work:
+    """What a step computes with micro-batches of this size; batch and context must be settled."""
+    assert settings.batch_size is not None and settings.context is not None
+    return Work(
+        config,
+        micro_batch,
+        settings.context,
+        muon=settings.optimizer == "muon",
+        average=settings.average > 0,
+        checkpointed=settings.activation_checkpointing,
+        accumulated=micro_batch < settings.batch_size,
+        device=device.type,
+    )
+
+
+def choose_micro_batch(settings: TrainingSettings, config: TransformerConfig, device: torch.device) -> tuple[int, str]:
+    """As many windows at a time as keep the processor busy, if they fit into half of the free memory; and the reason.
+
+    Batch and context must be settled.
+    """
+    assert settings.batch_size is not None and settings.context is not None
+
+    def needed(micro: int) -> int:
+        return memory_of(work_of(settings, config, micro, device)).total
+
+    def too_many(micro: int) -> bool:
+        size, enough = MODERATE
+        return device.type == "cpu" and micro * (settings.context or 0) > enough and needed(micro) > size
+
     limit = available_memory(device) // 2
-    micro = min(batch_size, max(1, 16384 // context))
-    while micro > 1 and training_memory_bytes(config, micro, context) > limit:
+    most = MICRO_TOKENS.get(device.type, MICRO_TOKENS["cuda"])
+    micro = min(settings.batch_size, max(1, most // settings.context))
+    while micro > 1 and (needed(micro) > limit or too_many(micro)):
         micro //= 2
-    needed = human_bytes(training_memory_bytes(config, micro, context))
-    return micro, pick(f"needs {needed} of memory", f"需要 {needed} 内存")
+    size = human_bytes(needed(micro))
+    return micro, pick(f"needs {size} of memory", f"需要 {size} 内存")
 
 
 def learning_rate(settings: TrainingSettings) -> tuple[float, str]:
@@ -429,9 +460,15 @@ def learning_rate(settings: TrainingSettings) -> tuple[float, str]:
     )
 
 
+def settle_decay(settings: TrainingSettings, resolution: Resolution) -> None:
+    """Settle the weight decay."""
+    reason = pick("a little: few passes over a text hardly overfit", "较小：读几遍文本几乎不会过拟合")
+    resolution.compute(settings, "weight_decay", WEIGHT_DECAY, reason)
+
+
 def optimizer_settings(settings: TrainingSettings) -> OptimizerSettings:
     """All rates follow the one that is a setting."""
-    assert settings.learning_rate is not None
+    assert settings.learning_rate is not None and settings.weight_decay is not None
     rate = settings.learning_rate
     if settings.optimizer == "adamw":
         return OptimizerSettings(rate, rate, rate, settings.weight_decay, muon=False)

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 import torch
 
 from hanmo.language import pick
+from hanmo.models.cost import VALUE
 from hanmo.models.device import available_memory
+from hanmo.models.kernels.loss import CHUNK_LOGITS, FEWEST_ROWS
 from hanmo.models.recurrent import (
     RecurrentConfig,
+    activation_bytes,
     num_parameters,
     training_flops_per_token,
-    training_memory_bytes,
 )
 from hanmo.progress import human_bytes, human_time
 from hanmo.settings import Resolution
+from hanmo.training.estimates import GAPS, PROCESS_BYTES
 from hanmo.training.optimizer import OptimizerSettings
 from hanmo.training.plan import (
     LADDER,
@@ -30,6 +33,7 @@ from hanmo.training.plan import (
     expected_tokens,
     horizon_seconds,
     make_horizon,
+    settle_decay,
 )
 from hanmo.training.settings import SIZES, TrainingSettings
 
@@ -83,6 +87,17 @@ def recurrent_config(cell: str, size: str, vocab_size: int, dropout: float = 0.0
         output_dropout=dropout,
         embedding_dropout=round(dropout / 4, 4),
     )
+
+
+def memory_of(config: RecurrentConfig, rows: int, length: int) -> int:
+    """Bytes at the moment of a run that needs most: the process, weights with gradients and two moments, what the
+    forward pass keeps (and once more what two layers do, for room that stays free between blocks of the heap), and the
+    loss: a chunk of logits, hidden states with their gradients, and the gradient of the output layer in parts."""
+    kept, output = activation_bytes(config, rows, length), config.vocab_size * config.embedding_size
+    chunk = min(rows * length, max(FEWEST_ROWS, CHUNK_LOGITS["cpu"] // config.vocab_size))
+    loss = chunk * config.vocab_size + 2 * rows * length * config.output_size + 2 * output
+    gaps = GAPS * kept // config.num_layers
+    return PROCESS_BYTES + VALUE * (4 * num_parameters(config) + loss) + kept + gaps
 
 
 def speed_of(config: RecurrentConfig, machine: Machine) -> float:
@@ -173,12 +188,13 @@ def make_recurrent_plan(
     assert settings.dropout is not None
     config = recurrent_config(settings.architecture, settings.size, vocab_size, settings.dropout)
     micro = settings.batch_size
-    while micro > 1 and training_memory_bytes(config, micro, settings.context) > available_memory(device) // 2:
+    while micro > 1 and memory_of(config, micro, settings.context) > available_memory(device) // 2:
         micro //= 2
-    needed = human_bytes(training_memory_bytes(config, micro, settings.context))
+    needed = human_bytes(memory_of(config, micro, settings.context))
     resolution.compute(settings, "micro_batch", micro, pick(f"needs {needed} of memory", f"需要 {needed} 内存"))
     resolution.compute(settings, "learning_rate", MATRIX_RATE, pick("Muon's rate", "Muon 的学习率"))
-    assert settings.micro_batch is not None and settings.learning_rate is not None
+    settle_decay(settings, resolution)
+    assert settings.micro_batch is not None and settings.learning_rate is not None and settings.weight_decay is not None
     horizon = make_horizon(settings, resolution, speed, train_tokens, MAX_EPOCHS)
     rate = settings.learning_rate
     return Plan(
@@ -197,5 +213,5 @@ def make_recurrent_plan(
         tokens_per_second=speed,
         tokens=horizon.tokens,
         expected_seconds=horizon.tokens / speed,
-        memory=training_memory_bytes(config, settings.micro_batch, settings.context),
+        memory=memory_of(config, settings.micro_batch, settings.context),
     )

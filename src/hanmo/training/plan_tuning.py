@@ -22,15 +22,18 @@ class Usual:
         batch_size: examples per step.
         epochs: passes over some thousands of examples.
         source: where that is from.
+        least_steps: small data are read more often, so that there are about so many steps.
     """
 
     rate: float
     batch_size: int
     epochs: float
     source: str
+    least_steps: int = 30
 
 
-HEADS = Usual(5e-5, 16, 3, "Devlin et al. 2019, appendix A.3")
+LEAST_HEAD_STEPS = 150  # fewer teach a new head nothing (Mosbach et al. 2021)
+HEADS = Usual(5e-5, 16, 3, "Devlin et al. 2019, appendix A.3", LEAST_HEAD_STEPS)
 USUAL = {
     "classification": HEADS,
     "tagging": HEADS,
@@ -39,12 +42,14 @@ USUAL = {
     "instructions": Usual(5e-5, 16, 3, "Taori et al. 2023 (Alpaca), the rate scaled to the width"),
     "preferences": Usual(1e-6, 16, 1, "Rafailov et al. 2023, appendix B"),
     "embeddings": Usual(5e-5, 1, 3, "Reimers and Gurevych 2019"),
+    # to go on with pretraining; up to four passes over a text are worth nearly as much as new text
+    "text": Usual(1e-4, 16, 3, "Gururangan et al. 2020, appendix; passes: Muennighoff et al. 2023"),
 }
 LORA_FACTOR = 10.0  # adapters want about ten times the rate of all weights (Schulman et al. 2025, LoRA without regret)
 HEAD_FACTOR = 10.0  # a new head starts from nothing; on small data it lags behind otherwise
 BETAS = (0.9, 0.999)
+WEIGHT_DECAY = 0.01
 WARMUP = 0.06  # of the horizon (Liu et al. 2019)
-LEAST_STEPS = 150  # fewer teach a new head nothing; small data are read more often (Mosbach et al. 2021)
 MOST_EPOCHS = 20.0
 
 
@@ -83,19 +88,20 @@ def choose_tuning(
     reason = usual.source if batch == usual.batch_size else pick("there are few examples", "样本较少")
     resolution.compute(settings, "batch_size", batch, reason)
     resolution.compute(settings, "learning_rate", *choose_rate(task, width, lora=lora))
+    resolution.compute(settings, "weight_decay", WEIGHT_DECAY, "Devlin et al. 2019, appendix A.2")
     assert settings.batch_size is not None
     per_epoch = max(1, math.ceil(examples / settings.batch_size))
     if settings.budget is not None:
         return Horizon(None, parse_duration(settings.budget), per_epoch)
     if settings.max_steps is not None:
         return Horizon(settings.max_steps, None, settings.max_steps)
-    epochs = min(MOST_EPOCHS, max(usual.epochs, LEAST_STEPS / per_epoch))
+    epochs = min(MOST_EPOCHS, max(usual.epochs, usual.least_steps / per_epoch))
     reason = (
         usual.source
         if epochs == usual.epochs
         else pick(
-            f"so that there are about {LEAST_STEPS} steps (Mosbach et al. 2021)",
-            f"约 {LEAST_STEPS} 步（Mosbach 等 2021）",
+            f"the data are few: about {usual.least_steps} steps",
+            f"数据较少：约 {usual.least_steps} 步",
         )
     )
     resolution.compute(settings, "epochs", round(epochs, 1), reason)
@@ -106,7 +112,7 @@ def choose_tuning(
 
 def tuning_optimizer(settings: LoopSettings, *, new_head: bool) -> OptimizerSettings:
     """AdamW for all weights; a new head gets a higher rate."""
-    assert settings.learning_rate is not None
+    assert settings.learning_rate is not None and settings.weight_decay is not None
     rate = settings.learning_rate
     return OptimizerSettings(
         embedding_rate=rate,

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hanmo.folder import verify
-from hanmo.training.checkpoint import TrainingState, save_checkpoint
+from hanmo.training.checkpoint import TrainingState, save_checkpoint, verify_whole
 from hanmo.training.objectives.base import Objective, Share
 from hanmo.training.optimizer import orthogonalize
+
+ValueT = TypeVar("ValueT")
 
 
 class Processes:
@@ -47,8 +48,12 @@ class Processes:
         """Each value added over all processes."""
         return dict(values)
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process."""
+        return flag
+
     def decide(self, value: float) -> float:
-        """The first process's value, for all: clocks and signals differ."""
+        """The first process's value, for all: clocks differ."""
         return value
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,12 +72,16 @@ class Processes:
     def agree(self, what: str, value: str) -> None:
         """Make sure that all processes have the same value."""
 
+    def same(self, value: ValueT) -> ValueT:
+        """The first process's JSON value, for all."""
+        return value
+
     def check_folder(self, folder: Path) -> None:
         """Make sure that all processes see the same folder."""
 
     def verify(self, folder: Path) -> dict[str, Any]:
-        """Check a folder against its manifest."""
-        return verify(folder)
+        """:func:`hanmo.training.checkpoint.verify_whole`, together."""
+        return verify_whole(folder)
 
     def first_main(self, action: Callable[[], Any], others: Callable[[], Any] | None = None) -> Any:
         """Let the first process prepare something on the disk, then the others read it."""

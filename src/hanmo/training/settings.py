@@ -42,6 +42,7 @@ STEPS_ONLY = (  # settings that an n-gram model does not have
     "cooldown",
     "average",
     "patience",
+    "search",
     "keep_best",
     "precision",
     "checkpoint_every",
@@ -86,7 +87,11 @@ class LoopSettings:
         zh="每次计算的序列数；内存不足时调小（结果不变）",
     )
     learning_rate: float | None = option(None, "peak learning rate", zh="峰值学习率")
-    weight_decay: float = option(0.05, "decoupled weight decay of the matrices", zh="矩阵参数的权重衰减")
+    weight_decay: float | None = option(
+        None,
+        "decoupled weight decay of the matrices; default: 0.05, in fine-tuning 0.01",
+        zh="矩阵参数的权重衰减；默认 0.05，微调为 0.01",
+    )
     clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", zh="梯度范数上限；0 为不裁剪")
     cooldown: float | None = option(
         None,
@@ -100,6 +105,12 @@ class LoopSettings:
     )
     patience: int | None = option(
         None, "stop after so many evaluations without a better one", zh="连续多少次评测没有进步就提前停止"
+    )
+    search: float | None = option(
+        None,
+        "before the run, try learning rates, batch sizes and what else matters in short trials for so many minutes",
+        zh="运行之前，先用这么多分钟做短试验，搜索学习率、批大小等关键设置",
+        metavar="MINUTES",
     )
     keep_best: int = option(1, "how many of the best weights to keep under best/", zh="在 best/ 中保留多少组最佳权重")
     precision: str = option(
@@ -141,7 +152,7 @@ class LoopSettings:
                     f"{flag(name)} is {value}, and must be {least:g} or more",
                     zh=f"{flag(name)} 为 {value}，至少应为 {least:g}",
                 )
-        for name in ("learning_rate", "epochs"):
+        for name in ("learning_rate", "epochs", "search"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(
@@ -168,6 +179,10 @@ class LoopSettings:
         from hanmo.training.trackers import check_trackers
 
         check_trackers(self.track)
+        if self.search is not None:
+            from hanmo.training.search_space import require_optuna
+
+            require_optuna()  # before any text is read
 
 
 @dataclass

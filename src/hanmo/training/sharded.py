@@ -12,7 +12,6 @@ would store slices that only torch can read, with pickled metadata.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import shutil
@@ -41,10 +40,9 @@ from hanmo.folder import (
 from hanmo.models.checkpoints.weights import write_safetensors
 from hanmo.models.device import available_memory
 from hanmo.models.transformer import Block
-from hanmo.training.acceleration import checkpoint_blocks
-from hanmo.training.checkpoint import KEEP, TrainingState, step_folders
+from hanmo.training.checkpoint import TrainingState, prune_checkpoints
 from hanmo.training.distributed import Distributed
-from hanmo.training.meeting import Place, connected
+from hanmo.training.meeting import Place
 from hanmo.training.objectives.base import Batch
 from hanmo.training.optimizer import orthogonalize
 
@@ -58,7 +56,6 @@ class FullySharded(Distributed):
         place: of this process.
         device: where it computes.
         precision: "bf16": compute in bfloat16 on GPUs; weights, their sums and the optimizer stay in float32.
-        recompute: keep only the inputs of blocks for the backward pass.
         sparing: add up gradients after every micro-batch instead of once a step: more traffic, but no process ever
             holds the gradients of the whole model; None: where these would take a quarter of the free memory.
     """
@@ -69,11 +66,10 @@ class FullySharded(Distributed):
         device: torch.device,
         *,
         precision: str = "fp32",
-        recompute: bool = False,
         sparing: bool | None = None,
     ) -> None:
         super().__init__(place, device)
-        self.precision, self.recompute = precision, recompute
+        self.precision = precision
         self.wanted, self.sparing = sparing, bool(sparing)
         self.mesh = init_device_mesh(device.type, (place.count,))
         self.inside = False
@@ -81,7 +77,7 @@ class FullySharded(Distributed):
     # The model --------------------------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> None:
-        """Divide the model, block by block.
+        """Divide the model, block by block; what recomputes or compiles a block's forward pass was applied before.
 
         Raises:
             ModelError: a parameter is a single number, which cannot be divided.
@@ -95,8 +91,6 @@ class FullySharded(Distributed):
                     fix="train without --shard",
                     zh="单个数值的参数无法切分；请不要使用 --shard",
                 )
-        if self.recompute:
-            checkpoint_blocks(model)
         if self.wanted is None:
             gradients = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
             sharing = 1 if self.device.type == "cuda" else self.place.local_count
@@ -177,13 +171,11 @@ class FullySharded(Distributed):
             out = [size * (rank < len(group)) for rank in range(self.share.count)]
             back = [height * columns * mine for height in heights]
             whole = parts.new_empty(sum(back))
-            with connected():
-                dist.all_to_all_single(whole, parts.flatten(), back, out)
+            dist.all_to_all_single(whole, parts.flatten(), back, out)
             if mine:
                 whole = orthogonalize(whole.view(1, rows, columns)).flatten().contiguous()
             received = torch.empty_like(parts)
-            with connected():
-                dist.all_to_all_single(received.view(-1), whole, out, back)
+            dist.all_to_all_single(received.view(-1), whole, out, back)
             results += [laid_out(part, like) for part, like in zip(received.chunk(len(group)), group, strict=True)]
         return results
 
@@ -200,8 +192,7 @@ class FullySharded(Distributed):
 
     def whole(self, tensor: Tensor) -> Tensor:
         """One tensor, brought together; all processes must call it."""
-        with connected():
-            return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def scattered(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This process's rows; of tensors that are mapped from a file, only those are ever read."""
@@ -223,15 +214,9 @@ class FullySharded(Distributed):
         Raises:
             ResourceError: the disk is full; the earlier checkpoints are intact. In all processes.
         """
-        fields = dataclasses.asdict(state)
-        fields["best_loss"] = state.best_loss if state.best_step >= 0 else None
-        self.write(root / f"step-{state.step:08d}", {"model": model, "optimizer": optimizer}, {"state.json": fields})
-
-        def prune() -> None:
-            for old in [*step_folders(root)[:-KEEP], *root.glob(".step-*.tmp-*")]:
-                shutil.rmtree(old, ignore_errors=True)
-
-        self.on_main(prune)
+        groups = {"model": model, "optimizer": optimizer}
+        self.write(root / f"step-{state.step:08d}", groups, {"state.json": state.record()})
+        self.on_main(lambda: prune_checkpoints(root, state.step))
 
     def write(self, target: Path, groups: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:
         """Write a folder with all processes, whole or not at all.
@@ -244,7 +229,7 @@ class FullySharded(Distributed):
         Raises:
             ResourceError: the disk is full; what stood at ``target`` is intact. In all processes.
         """
-        temporary = target.parent / f".{target.name}.tmp-{self.exchange(os.getpid())[0]}"
+        temporary = target.parent / f".{target.name}.tmp-{self.same(os.getpid())}"
 
         def begin() -> None:
             make_folder(target.parent)

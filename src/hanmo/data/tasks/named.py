@@ -286,27 +286,27 @@ def look_at(
 def ambiguous(file: RecordFile, columns: list[Column], roles: Sequence[str]) -> DataError:
     """The error for a table whose columns cannot be told apart."""
     wanted = ", ".join(roles)
-    example = " ".join(f"{role}={number}" for number, role in enumerate(roles, start=1))
+    example = " ".join(f"--fields {role}={number}" for number, role in enumerate(roles, start=1))
     listed = "; ".join(column.describe() for column in columns)
     return DataError(
         f"it is not clear which columns hold {wanted}; the columns are {listed}",
         where=f"{file.name}:1",
         why="there is no header with usual names, and more than one column would do, or none",
-        fix=f"say which: --fields {example}",
-        zh=f"无法确定哪一列是 {wanted}；各列：{listed}。请指定，例如 --fields {example}",
+        fix=f"say which: {example}",
+        zh=f"无法确定哪一列是 {wanted}；各列：{listed}。请指定，例如 {example}",
     )
 
 
 def no_roles(file: RecordFile, line: int, raw: Any, missing: Sequence[str], known: Sequence[str]) -> DataError:
     """The error for records in which no key has a usual name."""
     wanted, have = ", ".join(missing), ", ".join(known) or pick("no keys", "没有键")
-    example = " ".join(f"{role}=NAME" for role in missing)
+    example = " ".join(f"--fields {role}=NAME" for role in missing)
     return file.error(
         line,
         f"the records have nothing that is called like {wanted} (they have: {have})",
         raw,
         pick(f"keys or columns for {wanted}", f"含 {wanted} 的键或列"),
-        pick(f"say which one it is: --fields {example}", f"请指定：--fields {example}"),
+        pick(f"say which one it is: {example}", f"请指定：{example}"),
         f"记录中找不到 {wanted}（现有：{have}）",
     )
 

@@ -159,3 +159,29 @@ def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
         elif prefix != "O":
             spans.append((place, place + 1, kind))
     return spans
+
+
+def has_spans(tags: Iterable[str]) -> bool:
+    """Whether tags mark spans, so that whole spans can be counted.
+
+    >>> has_spans(["O", "B-PER"]), has_spans(["NOUN", "VERB"])
+    (True, False)
+    """
+    known = set(tags)
+    return any(tag.startswith("B-") for tag in known) and all(tag == "O" or SPAN_TAG.fullmatch(tag) for tag in known)
+
+
+def span_counts(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> tuple[int, int]:
+    """Of found and true tags of some sentences: the spans they have in common, and all spans of both.
+
+    Twice the first by the second is the F1 of spans (Tjong Kim Sang 2002), which the CoNLL scorer gives.
+
+    >>> span_counts([(["B-PER", "I-PER", "B-LOC"], ["B-PER", "I-PER", "O"])])
+    (1, 3)
+    """
+    common = total = 0
+    for found, true in pairs:
+        found_spans, true_spans = set(spans_of(found)), set(spans_of(true))
+        common += len(found_spans & true_spans)
+        total += len(found_spans) + len(true_spans)
+    return common, total

@@ -35,7 +35,10 @@ class BadSpans(Exception):
 def read_spans(file: RecordFile) -> Iterator[Tagged]:
     """The sentences of objects with a text and spans, in IOB2."""
     text_key = file.fields.get("text", "text")
-    expected = '{"text": "...", "spans": [{"start": 0, "end": 2, "label": "..."}]}'
+    expected = (
+        '{"tokens": ["...", "..."], "tags": ["B-PER", "O"]} or '
+        '{"text": "...", "spans": [{"start": 0, "end": 2, "label": "..."}]}'
+    )
     noted = False
     for line, value in file.objects():
         text = look_up(value, text_key) if isinstance(value, dict) else None

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from hanmo.data.problems import LISTED
-from hanmo.data.splits import SPLITS, Shares, hash_sides, mix, require_enough
+from hanmo.data.splits import SPLITS, Shares, hash_sides, mix
 from hanmo.data.tasks.types import Dialogue, Labelled, Pair, Preference, QuestionAnswer, Record, Similar, Tagged, Text
 from hanmo.errors import DataError
 from hanmo.language import pick
@@ -47,10 +47,15 @@ class SplitReport:
 
     def describe(self) -> str:
         """The report as text, in the user's language."""
-        counts = ", ".join(f"{name} {count:,}" for name, count in self.counts.items())
+        names = {
+            "train": pick("training", "训练"),
+            "validation": pick("validation", "验证"),
+            "test": pick("test", "测试"),
+        }
+        counts = ", ".join(f"{names[name]} {count:,}" for name, count in self.counts.items())
         how = pick(", labels in equal shares", "，各标签比例相同") if self.stratified else ""
-        lines = [pick(f"{counts} records, from {self.texts:,} different texts{how}",
-                      f"{counts} 条记录，共 {self.texts:,} 种不同文本{how}")]  # fmt: skip
+        lines = [pick(f"records: {counts}; {self.texts:,} different texts{how}",
+                      f"记录：{counts}；共 {self.texts:,} 种不同文本{how}")]  # fmt: skip
         if self.duplicates:
             lines.append(pick(f"{self.duplicates:,} records repeat an earlier one", f"{self.duplicates:,} 条记录重复"))
         if self.conflicts:
@@ -98,7 +103,14 @@ def split_records(records: Sequence[T], shares: Shares, seed: int = 0) -> Split[
     wanted = 1 + (shares.validation > 0) + (shares.test > 0)
     report.texts = len(digests)
     if len(digests) < wanted:
-        require_enough(10**9, len(digests), 0, shares)
+        raise DataError(
+            f"there are too few different texts: {len(digests)}; at least {wanted} are needed",
+            where=records[0].file if records else "",
+            why="no text may stand on two sides, and no side may be empty",
+            fix="add records; or give those to validate on as a file of their own, with --validation",
+            zh=f"不同的文本太少：只有 {len(digests)} 条，至少需要 {wanted} 条（训练与验证不能共用文本）。"
+            "请添加记录，或用 --validation 另给验证文件",
+        )
     if records and all(isinstance(record, Labelled) for record in records):
         sides = stratified_sides(records, groups, digests, shares, seed)
         report.stratified = sides is not None

@@ -75,7 +75,8 @@ def finished(file: RecordFile, sentences: list[Sentence], relabel: Mapping[str, 
         file.report.notes[note] += scheme.repaired
     counts = Counter(tag for sentence in sentences for tag in sentence.tags)
     for tag, count in counts.items():
-        file.report.kinds[tag if plain else split_tag(tag)[1]] += count
+        if plain or split_tag(tag)[0] != "O":
+            file.report.kinds[tag if plain else split_tag(tag)[1]] += count
         if not plain and tag != "O" and split_tag(tag)[0] == "O":
             file.report.notes[pick(f"the tag '{tag}' was read as O", f"标签 '{tag}' 按 O 处理")] += count
     for old, new in relabel.items():

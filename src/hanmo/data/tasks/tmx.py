@@ -177,7 +177,7 @@ def choose_languages(file: RecordFile, line: int, languages: list[str], declared
         if len(rest) != 1:
             listed = ", ".join(languages)
             what = f"the units are in {len(languages)} languages: {listed}"
-            fix = f"say which: --fields source={languages[0]} target={languages[1]}"
+            fix = f"say which: --fields source={languages[0]} --fields target={languages[1]}"
             raise file.error(line, what, " ", "two languages", fix, f"翻译单元有 {len(languages)} 种语言：{listed}")
         found["target"] = rest[0]
     file.report.taken.update(source=found["source"], target=found["target"])

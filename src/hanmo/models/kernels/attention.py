@@ -1,7 +1,7 @@
 """Attention: queries look keys up and take a mean of the values, weighted by the softmax of the scores.
 
-On the CPU in float32 a native kernel computes it (``src/attention.cpp``); everywhere else torch does. Both take the
-layout that the projections give, ``[batch, position, head, head size]``.
+On the CPU in float32 a native kernel computes it (``src/attention.cpp``); everywhere else torch does
+(``torch_attention.py``). Both take the layout that the projections give, ``[batch, position, head, head size]``.
 
 Letters in names: B rows, T queries, S keys, H heads, K key/value heads, N head size.
 """
@@ -9,49 +9,17 @@ Letters in names: B rows, T queries, S keys, H heads, K key/value heads, N head 
 from __future__ import annotations
 
 import ctypes
-import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hanmo.errors import ModelError
 from hanmo.models.kernels import native
+from hanmo.models.kernels.torch_attention import by_torch
 
 UNLIMITED = 1 << 40  # positions that a query without a window sees
 LARGEST_HEAD = 256  # that the native kernel's blocks are made for
-
-
-def visible(
-    T: int,
-    S: int,
-    device: torch.device,
-    *,
-    causal: bool,
-    window: int | None = None,
-    segments_BT: Tensor | None = None,
-) -> Tensor | None:
-    """Which keys each query sees, bool ``[B or 1, T, S]``; None where it sees all (or, causal, all up to itself)."""
-    if window is None and segments_BT is None:
-        return None
-    distance_TS = torch.arange(S, device=device) - torch.arange(T, device=device).unsqueeze(1)
-    seen = distance_TS <= 0 if causal else torch.ones(T, S, dtype=torch.bool, device=device)
-    if window is not None:
-        seen = seen & (distance_TS > -window if causal else distance_TS.abs() <= window)
-    if segments_BT is None:
-        return seen.unsqueeze(0)
-    runs_BT = runs(segments_BT)
-    return seen & (runs_BT.unsqueeze(2) == runs_BT.unsqueeze(1))
-
-
-def runs(segments_BT: Tensor) -> Tensor:
-    """Number of the run of equal segments that each position belongs to, int64 ``[B, T]``, from 0.
-
-    >>> runs(torch.tensor([[1, 1, 2, 0, 0, 2]])).tolist()
-    [[0, 0, 1, 2, 2, 3]]
-    """
-    return F.pad((segments_BT[:, 1:] != segments_BT[:, :-1]).long().cumsum(1), (1, 0))
 
 
 def attention(
@@ -63,6 +31,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     segments_BT: Tensor | None = None,
+    mask: Tensor | None = None,
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -77,6 +46,8 @@ def attention(
         window: causal: of the keys up to itself a query sees the last ``window``; else those at most so far away.
         segments_BT: int, number of the text that each position belongs to, where rows hold several (and padding): a
             query sees only its run of equal numbers, and work is done only there. T must equal S.
+        mask: what each query sees where the three before cannot say it: bool, or an additive bias, ``[B or 1, H or 1, T
+            or 1, S]``. They are left out then.
         softcap: scores are squeezed into (-softcap, softcap) by tanh.
         dropout: probability of leaving a weight out (for training).
 
@@ -88,17 +59,17 @@ def attention(
     torch.Size([1, 3, 2, 8])
     """
     check(q_BTHN, k_BSKN, v_BSKN, causal=causal, window=window, segments_BT=segments_BT)
+    assert mask is None or not (causal or window is not None or segments_BT is not None)
     scale = q_BTHN.size(3) ** -0.5 if scale is None else scale
-    if softcap is None and dropout == 0 and native_shapes(q_BTHN, k_BSKN, v_BSKN, segments_BT):
+    if mask is None and softcap is None and dropout == 0 and native_shapes(q_BTHN, k_BSKN, v_BSKN, segments_BT):
         before, after = sight(causal, window)
         segments_BT = None if segments_BT is None else segments_BT.to(torch.int64).contiguous()
         if torch.is_grad_enabled() and (q_BTHN.requires_grad or k_BSKN.requires_grad or v_BSKN.requires_grad):
             y_BTHN: Tensor = NativeAttention.apply(q_BTHN, k_BSKN, v_BSKN, segments_BT, scale, before, after)  # type: ignore[no-untyped-call]
             return y_BTHN
         return forward(q_BTHN, k_BSKN, v_BSKN, segments_BT, scale, before, after, differentiable=False)[0]
-    T, S = q_BTHN.size(1), k_BSKN.size(1)
-    mask = visible(T, S, q_BTHN.device, causal=causal, window=window, segments_BT=segments_BT)
-    return by_torch(q_BTHN, k_BSKN, v_BSKN, mask, causal=causal, scale=scale, softcap=softcap, dropout=dropout)
+    how: dict[str, Any] = {"causal": causal, "window": window, "segments_BT": segments_BT, "mask": mask}
+    return by_torch(q_BTHN, k_BSKN, v_BSKN, **how, scale=scale, softcap=softcap, dropout=dropout)
 
 
 def native_shapes(q_BTHN: Tensor, k_BSKN: Tensor, v_BSKN: Tensor, segments_BT: Tensor | None) -> bool:
@@ -144,49 +115,6 @@ def check(
         )
 
 
-def by_torch(
-    q_BTHN: Tensor,
-    k_BSKN: Tensor,
-    v_BSKN: Tensor,
-    mask_BTS: Tensor | None,
-    *,
-    causal: bool,
-    scale: float,
-    softcap: float | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Attention by torch, on any device and in any type; arguments as in :func:`attention`.
-
-    Args:
-        mask_BTS: what :func:`visible` says; None leaves it to ``causal``.
-    """
-    q_BHTN, k_BKSN, v_BKSN = q_BTHN.transpose(1, 2), k_BSKN.transpose(1, 2), v_BSKN.transpose(1, 2)
-    groups = q_BTHN.size(2) // k_BSKN.size(2)
-    mask_B1TS = None if mask_BTS is None else mask_BTS.unsqueeze(1)
-    if softcap is None:
-        y_BHTN = F.scaled_dot_product_attention(
-            q_BHTN,
-            k_BKSN,
-            v_BKSN,
-            attn_mask=mask_B1TS,
-            dropout_p=dropout,
-            is_causal=causal and mask_B1TS is None,
-            scale=scale,
-            enable_gqa=groups > 1,
-        )
-        return y_BHTN.transpose(1, 2)
-    k_BHSN, v_BHSN = k_BKSN.repeat_interleave(groups, 1), v_BKSN.repeat_interleave(groups, 1)
-    scores = q_BHTN @ k_BHSN.transpose(2, 3) * scale
-    scores = softcap * torch.tanh(scores / softcap)
-    if mask_B1TS is None and causal:
-        mask_B1TS = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask_B1TS is not None:
-        scores = scores.masked_fill(~mask_B1TS, -torch.inf)
-    exact = torch.promote_types(scores.dtype, torch.float32)
-    weights = F.dropout(scores.softmax(-1, dtype=exact).to(q_BTHN.dtype), dropout)
-    return (weights @ v_BHSN).transpose(1, 2)
-
-
 class Rows(ctypes.Structure):
     """A tensor ``[B, T, heads, N]`` whose last two dimensions are contiguous; strides are in floats."""
 
@@ -202,14 +130,6 @@ class Problem(ctypes.Structure):
         *((name, Rows) for name in ("q", "k", "v", "grad")),
         ("scale", ctypes.c_float),
     )
-
-
-@functools.cache
-def function(name: str, pointers: int) -> Any:
-    """A function of the native library that takes a problem and some pointers."""
-    found = getattr(native.library(), name)
-    found.argtypes, found.restype = [ctypes.POINTER(Problem)] + [ctypes.c_void_p] * pointers, None
-    return found
 
 
 def sight(causal: bool, window: int | None) -> tuple[int, int]:
@@ -262,7 +182,7 @@ def forward(
     y_BTHN = q_BTHN.new_empty(B, T, H, N)
     normalizer_BHT = q_BTHN.new_empty(B, H, T) if differentiable else None
     problem = describe(q_BTHN, k_BSKN, v_BSKN, segments_BT, scale, before, after)
-    function("hanmo_attention_forward", 2)(problem, native.pointer(y_BTHN), native.pointer(normalizer_BHT))
+    native.call("attention_forward", "ppp", ctypes.byref(problem), y_BTHN, normalizer_BHT)
     return y_BTHN, normalizer_BHT
 
 
@@ -279,7 +199,7 @@ class NativeAttention(torch.autograd.Function):
         return y_BTHN
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @native.first_derivative
     def backward(ctx: Any, grad_BTHN: Tensor) -> tuple[Tensor | None, ...]:
         q_BTHN, k_BSKN, v_BSKN, segments_BT, y_BTHN, normalizer_BHT = ctx.saved_tensors
         q_BTHN, k_BSKN, v_BSKN, grad_BTHN = map(aligned, (q_BTHN, k_BSKN, v_BSKN, grad_BTHN))
@@ -289,7 +209,5 @@ class NativeAttention(torch.autograd.Function):
             x.new_empty(x.shape) if wanted else None
             for x, wanted in zip((q_BTHN, k_BSKN, v_BSKN), ctx.needs_input_grad, strict=False)
         )
-        function("hanmo_attention_backward", 5)(
-            problem, native.pointer(y_BTHN), native.pointer(normalizer_BHT), *map(native.pointer, gradients)
-        )
+        native.call("attention_backward", "p" * 6, ctypes.byref(problem), y_BTHN, normalizer_BHT, *gradients)
         return *gradients, *(None,) * (1 + len(ctx.how))

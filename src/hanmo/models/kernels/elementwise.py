@@ -9,32 +9,17 @@ Layer norm is not here: torch's own is one fused pass already.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from hanmo.models import positions
 from hanmo.models.heads import activation as plain_activation
 from hanmo.models.kernels import native
 
 ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}  # those of the native kernel, by its numbers
-CODES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
-
-
-@functools.cache
-def kernel(name: str, arguments: str) -> Callable[..., None]:
-    """A function of the native library; its arguments by letter: p(ointer), l(ong), i(nteger), f(loat)."""
-    function: Any = getattr(native.library(), f"hanmo_{name}")
-    function.argtypes = [CODES[letter] for letter in arguments]
-    function.restype = None
-    return function  # type: ignore[no-any-return]
 
 
 def differentiable(*tensors: Tensor | None) -> bool:
@@ -70,17 +55,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0) 
         return plain_rms_norm(x, weight, eps, offset)
     scale = x.new_full((x.size(-1),), 1.0 - offset) if weight is None else weight
     if differentiable(x, weight):
-        return Normed.apply(x, None, scale, eps, offset)  # type: ignore[no-untyped-call, no-any-return]
-    return run_norm(x.contiguous(), None, scale.contiguous(), eps, offset)[1]
-
-
-def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The residual sum ``x + y`` and its RMS norm, both shaped as ``x``: :func:`rms_norm` with the addition inside."""
-    if not native.usable(x, y, weight) or not norm_fits(x, weight) or x.shape != y.shape:
-        return (total := x + y), plain_rms_norm(total, weight, eps, offset)
-    if differentiable(x, y, weight):
-        return Normed.apply(x, y, weight, eps, offset)  # type: ignore[no-untyped-call, no-any-return]
-    return run_norm(x.contiguous(), y.contiguous(), weight.contiguous(), eps, offset)[:2]
+        return Normed.apply(x, scale, eps, offset)  # type: ignore[no-untyped-call, no-any-return]
+    return run_norm(x.contiguous(), scale.contiguous(), eps, offset)[0]
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> Tensor:
@@ -97,67 +73,57 @@ def norm_fits(x: Tensor, weight: Tensor | None) -> bool:
     return x.dim() > 0 and x.numel() > 0 and (weight is None or weight.shape == x.shape[-1:])
 
 
-def run_norm(
-    x: Tensor, added: Tensor | None, weight: Tensor, eps: float, offset: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum (or x itself), its norm and, for each row, 1 / root mean square."""
+def run_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """The norm and, for each row, 1 / root mean square."""
     size, rows = x.size(-1), x.numel() // x.size(-1)
-    total, out, inverse_M = x if added is None else torch.empty_like(x), torch.empty_like(x), x.new_empty(rows)
-    given = (native.pointer(tensor) for tensor in (x, added, weight))
-    made = (native.pointer(tensor) for tensor in (total, out, inverse_M))
-    kernel("rms_norm", "pppffllppp")(*given, offset, eps, rows, size, *made)
-    return total, out, inverse_M
+    out, inverse_M = torch.empty_like(x), x.new_empty(rows)
+    native.call("rms_norm", "ppffllpp", x, weight, offset, eps, rows, size, out, inverse_M)
+    return out, inverse_M
 
 
 class Normed(Function):
-    """``rms_norm``, or ``add_rms_norm`` where something is added."""
+    """``rms_norm``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, added: Tensor | None, weight: Tensor, eps: float, offset: float
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        weight = weight.contiguous()
-        total, out, inverse_M = run_norm(
-            x.contiguous(), None if added is None else added.contiguous(), weight, eps, offset
-        )
-        ctx.save_for_backward(total, weight, inverse_M)
-        ctx.offset, ctx.added = offset, added is not None
-        ctx.set_materialize_grads(False)
-        return out if added is None else (total, out)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        out, inverse_M = run_norm(x, weight, eps, offset)
+        ctx.save_for_backward(x, weight, inverse_M)
+        ctx.offset = offset
+        return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        passed, gradient = gradients if ctx.added else (None, *gradients)
-        if gradient is None:  # only the sum was used
-            return passed, passed, None, None, None
+    @native.first_derivative
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse_M = ctx.saved_tensors
-        gradient, passed = gradient.contiguous(), None if passed is None else passed.contiguous()
-        rows, size = len(inverse_M), x.size(-1)
-        d_x = torch.empty_like(x)
-        parts, d_weight = parts_for(rows, weight, ctx.needs_input_grad[2])
-        kernel("rms_norm_backward", "pppfpplllppp")(
-            *(native.pointer(tensor) for tensor in (gradient, x, weight)),
-            ctx.offset,
-            *(native.pointer(tensor) for tensor in (inverse_M, passed)),
-            *(rows, size, rows_per_block(rows)),
-            *(native.pointer(tensor) for tensor in (d_x, parts, d_weight)),
-        )
-        return d_x, d_x if ctx.added else None, d_weight, None, None
+        rows, d_x = len(inverse_M), torch.empty_like(x)
+        parts, d_weight = parts_for(rows, weight, ctx.needs_input_grad[1])
+        given, sizes = (gradient.contiguous(), x, weight, ctx.offset), (rows, x.size(-1), rows_per_block(rows))
+        native.call("rms_norm_backward", "pppfplllppp", *given, inverse_M, *sizes, d_x, parts, d_weight)
+        return d_x, d_weight, None, None
 
 
 def rotate(x_BTHN: Tensor, cos_BTN: Tensor, sin_BTN: Tensor) -> Tensor:
-    """Rotary positions: :func:`hanmo.models.positions.rotate` in one pass, its backward being the rotation back.
+    """Rotary positions (Su et al. 2021): turn each pair (n, n + R/2) of every head by the angle of its position.
 
     Args:
         x_BTHN: queries or keys.
         cos_BTN, sin_BTN: ``[B or 1, T, R]``; what the R <= N dimensions do not cover is kept. They get no gradient.
     """
     if not native.usable(x_BTHN, cos_BTN, sin_BTN) or not rotation_fits(x_BTHN, cos_BTN, sin_BTN):
-        return positions.rotate(x_BTHN, cos_BTN, sin_BTN)
+        return plain_rotate(x_BTHN, cos_BTN, sin_BTN)
     if differentiable(x_BTHN):
         return Rotated.apply(x_BTHN, cos_BTN, sin_BTN)  # type: ignore[no-untyped-call, no-any-return]
     return run_rotate(x_BTHN, cos_BTN.contiguous(), sin_BTN.contiguous(), back=False)
+
+
+def plain_rotate(x_BTHN: Tensor, cos_BTN: Tensor, sin_BTN: Tensor) -> Tensor:
+    """The same in torch."""
+    R = cos_BTN.size(-1)
+    part, rest = x_BTHN[..., :R], x_BTHN[..., R:]
+    left, right = part.chunk(2, dim=-1)
+    turned = part * cos_BTN.unsqueeze(2) + torch.cat((-right, left), dim=-1) * sin_BTN.unsqueeze(2)
+    return torch.cat((turned, rest), dim=-1) if rest.size(-1) else turned
 
 
 def rotation_fits(x_BTHN: Tensor, cos_BTN: Tensor, sin_BTN: Tensor) -> bool:
@@ -178,8 +144,8 @@ def rotation_sizes(x_BTHN: Tensor, cos_BTN: Tensor) -> tuple[int, int, int, int,
 def run_rotate(x_BTHN: Tensor, cos_BTN: Tensor, sin_BTN: Tensor, *, back: bool) -> Tensor:
     x_BTHN = x_BTHN.contiguous()
     out_BTHN = torch.empty_like(x_BTHN)
-    given = (native.pointer(tensor) for tensor in (x_BTHN, cos_BTN, sin_BTN))
-    kernel("rotate", "ppplllllip")(*given, *rotation_sizes(x_BTHN, cos_BTN), int(back), native.pointer(out_BTHN))
+    given = (x_BTHN, cos_BTN, sin_BTN)
+    native.call("rotate", "ppplllllip", *given, *rotation_sizes(x_BTHN, cos_BTN), int(back), out_BTHN)
     return out_BTHN
 
 
@@ -193,7 +159,7 @@ class Rotated(Function):
         return run_rotate(x_BTHN, cos_BTN, sin_BTN, back=False)
 
     @staticmethod
-    @once_differentiable
+    @native.first_derivative
     def backward(ctx: Any, gradient_BTHN: Tensor) -> tuple[Tensor, None, None]:
         return run_rotate(gradient_BTHN, *ctx.saved_tensors, back=True), None, None
 
@@ -207,7 +173,7 @@ def norm_rotate(
     """
     fits = rotation_fits(x_BTHN, cos_BTN, sin_BTN) and norm_fits(x_BTHN, weight_N)
     if not native.usable(x_BTHN, weight_N, cos_BTN, sin_BTN) or not fits:
-        return positions.rotate(plain_rms_norm(x_BTHN, weight_N, eps, offset), cos_BTN, sin_BTN)
+        return plain_rotate(plain_rms_norm(x_BTHN, weight_N, eps, offset), cos_BTN, sin_BTN)
     scale_N = x_BTHN.new_full((x_BTHN.size(-1),), 1.0 - offset) if weight_N is None else weight_N
     if differentiable(x_BTHN, weight_N):
         return NormedRotated.apply(x_BTHN, scale_N, eps, cos_BTN, sin_BTN, offset)  # type: ignore[no-untyped-call, no-any-return]
@@ -219,12 +185,10 @@ def run_norm_rotate(given: list[Tensor], eps: float, offset: float) -> tuple[Ten
     """The result and, for each head, 1 / root mean square; given are x, weight, cos and sin, all contiguous."""
     x_BTHN, weight_N, cos_BTN, sin_BTN = given
     out_BTHN, inverse_BTH = torch.empty_like(x_BTHN), x_BTHN.new_empty(x_BTHN.shape[:3])
-    kernel("norm_rotate", "ppffpplllllpp")(
-        *(native.pointer(tensor) for tensor in (x_BTHN, weight_N)),
-        *(offset, eps),
-        *(native.pointer(tensor) for tensor in (cos_BTN, sin_BTN)),
-        *rotation_sizes(x_BTHN, cos_BTN),
-        *(native.pointer(tensor) for tensor in (out_BTHN, inverse_BTH)),
+    sizes = rotation_sizes(x_BTHN, cos_BTN)
+    native.call(
+        *("norm_rotate", "ppffpplllllpp", x_BTHN, weight_N, offset, eps),
+        *(cos_BTN, sin_BTN, *sizes, out_BTHN, inverse_BTH),
     )
     return out_BTHN, inverse_BTH
 
@@ -243,20 +207,15 @@ class NormedRotated(Function):
         return out_BTHN
 
     @staticmethod
-    @once_differentiable
+    @native.first_derivative
     def backward(ctx: Any, gradient_BTHN: Tensor) -> tuple[Tensor | None, ...]:
         x_BTHN, weight_N, cos_BTN, sin_BTN, inverse_BTH = ctx.saved_tensors
-        gradient_BTHN = gradient_BTHN.contiguous()
         tokens = x_BTHN.size(0) * x_BTHN.size(1)
         d_x = torch.empty_like(x_BTHN)
         parts, d_weight = parts_for(tokens, weight_N, ctx.needs_input_grad[1])
-        kernel("norm_rotate_backward", "pppfpppllllllppp")(
-            *(native.pointer(tensor) for tensor in (gradient_BTHN, x_BTHN, weight_N)),
-            ctx.offset,
-            *(native.pointer(tensor) for tensor in (inverse_BTH, cos_BTN, sin_BTN)),
-            *(*rotation_sizes(x_BTHN, cos_BTN), rows_per_block(tokens)),
-            *(native.pointer(tensor) for tensor in (d_x, parts, d_weight)),
-        )
+        given = (gradient_BTHN.contiguous(), x_BTHN, weight_N, ctx.offset, inverse_BTH, cos_BTN, sin_BTN)
+        sizes = (*rotation_sizes(x_BTHN, cos_BTN), rows_per_block(tokens))
+        native.call("norm_rotate_backward", "pppfpppllllllppp", *given, *sizes, d_x, parts, d_weight)
         return d_x, d_weight, None, None, None, None
 
 
@@ -288,8 +247,7 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 def run_activate(gate: Tensor, up: Tensor | None, number: int) -> Tensor:
     out = torch.empty_like(gate)
-    pointers = (native.pointer(tensor) for tensor in (gate, up, out))
-    kernel("activate", "ipppl")(number, *pointers, gate.numel())
+    native.call("activate", "ipppl", number, gate, up, out, gate.numel())
     return out
 
 
@@ -304,10 +262,10 @@ class Activated(Function):
         return run_activate(gate, up, number)
 
     @staticmethod
-    @once_differentiable
+    @native.first_derivative
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         d_gate, d_up = torch.empty_like(gate), None if up is None else torch.empty_like(up)
         tensors = (gradient.contiguous(), gate, up, d_gate, d_up)
-        kernel("activate_backward", "ipppppl")(ctx.number, *(native.pointer(t) for t in tensors), gate.numel())
+        native.call("activate_backward", "ipppppl", ctx.number, *tensors, gate.numel())
         return d_gate, d_up, None

@@ -7,8 +7,7 @@ multiply the result:
 
 - forward: rows of x, rows of the weight (one scale per output);
 - gradient of x: rows of the output's gradient, columns of the weight (one scale per input);
-- gradient of the weight, where the sum runs over the many rows of a batch: in float32, or in integers with a scale per
-  column for every 256 rows.
+- gradient of the weight, where the sum runs over the many rows of a batch: a scale per column for every 256 rows.
 
 Values that are infinite or not a number make their row or column of the result not a number. The weight is quantised
 anew for every product: that takes 2 % of its time at 4,096 rows, and a kept copy could be out of date.
@@ -16,15 +15,13 @@ anew for every product: that takes 2 % of its time at 4,096 rows, and a kept cop
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hanmo.models.kernels import native
-from hanmo.models.kernels.products import applies, flat, linear, matmul
+from hanmo.models.kernels.products import LinearFunction, Products, applies, linear, matmul
 
 PANEL = 64  # columns of a panel in the packed format (src/int8.h)
 LONGEST_SUM = 65_536  # more products of two bytes could overflow 32 bits
@@ -49,21 +46,16 @@ class Packed(NamedTuple):
     size: tuple[int, int]  # (N, K)
 
 
-def _sizes(*sizes: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(size) for size in sizes]
-
-
 def _pack(weight_NK: Tensor, *, transposed: bool) -> Packed:
-    library = native.library()
-    assert library is not None
     weight_NK = weight_NK.contiguous()
     rows, columns = weight_NK.shape
     size = (columns, rows) if transposed else (rows, columns)
     padded, steps = -(-size[0] // PANEL) * PANEL, -(-size[1] // 4)
     values = torch.empty(padded * steps * 4, dtype=torch.int8)
     packed = Packed(values, torch.empty(padded, dtype=torch.int32), torch.empty(padded), size)
-    pack = library.hanmo_int8_pack_columns if transposed else library.hanmo_int8_pack_rows
-    pack(native.pointer(weight_NK), *(native.pointer(tensor) for tensor in packed[:3]), *_sizes(rows, columns))
+    native.call(
+        "int8_pack_columns" if transposed else "int8_pack_rows", "ppppll", weight_NK, *packed[:3], rows, columns
+    )
     return packed
 
 
@@ -79,27 +71,22 @@ def pack_columns(weight_NK: Tensor) -> Packed:
 
 def product(x_MK: Tensor, packed: Packed, bias_N: Tensor | None = None) -> Tensor:
     """x @ (the packed matrix).T + bias, [M, N]; x is quantised row by row."""
-    library = native.library()
-    assert library is not None
     x_MK, (columns, inner) = x_MK.contiguous(), packed.size
     assert x_MK.numel() > 0 and x_MK.shape[1] == inner and (bias_N is None or bias_N.shape == (columns,))
     out_MN = torch.empty(x_MK.shape[0], columns)
     bias = None if bias_N is None else bias_N.contiguous()
-    operands = (x_MK, *packed[:3], bias, out_MN)
-    library.hanmo_int8_product(*map(native.pointer, operands), *_sizes(*x_MK.shape[:1], columns, inner))
+    native.call("int8_product", "pppppplll", x_MK, *packed[:3], bias, out_MN, len(x_MK), columns, inner)
     return out_MN
 
 
 def transposed_product(g_MN: Tensor, x_MK: Tensor) -> Tensor:
     """g.T @ x, [N, K], both quantised by columns within blocks of rows."""
-    library = native.library()
-    assert library is not None and g_MN.shape[0] == x_MK.shape[0] > 0
+    assert len(g_MN) == len(x_MK) > 0
     g_MN, x_MK = g_MN.contiguous(), x_MK.contiguous()
-    sizes = _sizes(*g_MN.shape, x_MK.shape[1])
-    library.hanmo_int8_transposed_product_bytes.restype = ctypes.c_int64
-    work = torch.empty(library.hanmo_int8_transposed_product_bytes(*sizes), dtype=torch.uint8)
+    sizes = (*g_MN.shape, x_MK.shape[1])
+    work = torch.empty(native.call("int8_transposed_product_bytes", "lll", *sizes, result="l"), dtype=torch.uint8)
     out_NK = torch.empty(g_MN.shape[1], x_MK.shape[1])
-    library.hanmo_int8_transposed_product(*map(native.pointer, (g_MN, x_MK, out_NK, work)), *sizes)
+    native.call("int8_transposed_product", "pppplll", g_MN, x_MK, out_NK, work, *sizes)
     return out_NK
 
 
@@ -133,34 +120,16 @@ def _weight_gradient(g_MN: Tensor, x_MK: Tensor) -> Tensor:
     return out_NK
 
 
-class _Int8Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, integers: bool) -> Tensor:
-        wants_x, wants_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if wants_weight else None, weight_NK if wants_x else None)
-        ctx.integers = integers
-        y_MN = _product(flat(x), weight_NK, bias_N, transposed=False)
-        return y_MN.view(*x.shape[:-1], weight_NK.shape[0])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight_NK = ctx.saved_tensors
-        g_MN = flat(gradient)
-        d_x = d_weight = None
-        if weight_NK is not None:
-            d_x = _product(g_MN, weight_NK, None, transposed=True).view(*gradient.shape[:-1], weight_NK.shape[1])
-        if x is not None:
-            x_MK = flat(x)
-            d_weight = _weight_gradient(g_MN, x_MK) if ctx.integers else matmul(g_MN.t(), x_MK)
-        return d_x, d_weight, g_MN.sum(0) if ctx.needs_input_grad[2] else None, None
+INT8 = Products(
+    lambda x_MK, weight_NK, bias_N: _product(x_MK, weight_NK, bias_N, transposed=False),
+    lambda g_MN, weight_NK: _product(g_MN, weight_NK, None, transposed=True),
+    _weight_gradient,
+)
 
 
-def int8_linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, weight_gradient: str = "int8") -> Tensor:
-    """x @ weight.T + bias for x [..., K] with 8-bit integers, forwards and for the gradient of x; the weight's gradient
-    in "int8" as well, or in "fp32". What is not float32 on the CPU, small (``products.SMALLEST_PRODUCT``) or longer
-    than ``LONGEST_SUM`` is computed in float32."""
+def int8_linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias for x [..., K] with 8-bit integers, forwards and for both gradients. What is not float32 on
+    the CPU, small (``products.SMALLEST_PRODUCT``) or longer than ``LONGEST_SUM`` is computed in float32."""
     if not applies(x, weight_NK, bias_N) or max(weight_NK.shape) > LONGEST_SUM:
         return linear(x, weight_NK, bias_N)
-    result: Tensor = _Int8Linear.apply(x, weight_NK, bias_N, weight_gradient == "int8")  # type: ignore[no-untyped-call]
-    return result
+    return LinearFunction.apply(x, weight_NK, bias_N, INT8)  # type: ignore[no-untyped-call, no-any-return]

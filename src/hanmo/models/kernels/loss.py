@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from hanmo.errors import ModelError
 from hanmo.models.kernels import native
-from hanmo.models.kernels.elementwise import differentiable, kernel
+from hanmo.models.kernels.elementwise import differentiable
 from hanmo.models.kernels.products import matmul
 
 CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}  # of a chunk: 32 MB, 256 MB
@@ -191,11 +190,9 @@ def softmax_step(
         logprobs_M = torch.empty_like(sums_M)
         coefficients_M = None if coefficients_M is None else coefficients_M.contiguous()
         logits_MV, targets_M = logits_MV.contiguous(), targets_M.contiguous()
-        kernel("token_loss", "ppppflliipp")(
-            *(native.pointer(tensor) for tensor in (logits_MV, bias_V, targets_M, coefficients_M)),
-            *(cap, *logits_MV.shape, int(lse_M is not None), int(gradients)),
-            *(native.pointer(tensor) for tensor in (sums_M, logprobs_M)),
-        )
+        given, how = (logits_MV, bias_V, targets_M, coefficients_M), (cap, *logits_MV.shape)
+        flags = (int(lse_M is not None), int(gradients))
+        native.call("token_loss", "ppppflliipp", *given, *how, *flags, sums_M, logprobs_M)
         return logprobs_M, sums_M, logits_MV
     scores_MV = logits_MV if bias_V is None else logits_MV + bias_V
     if cap:
@@ -299,7 +296,7 @@ class Loss(Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @native.first_derivative
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if gradient is None else gradient * factor.to(gradient.dtype) for gradient in ctx.saved_tensors)
         return (*scaled, None, None, None)
@@ -337,7 +334,7 @@ class LogProbabilities(Function):
         return logprobs_M
 
     @staticmethod
-    @once_differentiable
+    @native.first_derivative
     def backward(ctx: Any, factors_M: Tensor) -> tuple[Tensor | None, ...]:
         hidden_MD, weight_VD, bias_V, targets_M, lse_M = ctx.saved_tensors
         settings, (device, dtype, enabled) = ctx.settings, ctx.autocast

@@ -10,17 +10,22 @@ import ctypes
 import functools
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ABI = 1
+from hanmo.errors import ModelError
+
+ABI = 2
 LEVELS = {  # library: what the processor must have, by its names in /proc/cpuinfo; the best first
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512_vnni"},
     "avx2": {"avx2", "fma", "bmi2", "f16c"},
     "neon": {"asimddp"},
 }
+ARGUMENTS = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
 
 
 @functools.cache
@@ -63,23 +68,56 @@ def library() -> ctypes.CDLL | None:
     return load()[0]
 
 
-def usable(*tensors: Tensor | None) -> bool:
-    """Whether the native kernels can compute with these tensors: float32, on the CPU, where the library is loaded.
+@functools.cache
+def kernel(name: str, arguments: str, result: str = "") -> Callable[..., Any]:
+    """A function of the library, ``hanmo_<name>``; its arguments and its result by the letters of ``ARGUMENTS``:
+    p(ointer), l(ong), i(nteger), f(loat)."""
+    function: Any = getattr(library(), f"hanmo_{name}")
+    function.argtypes = [ARGUMENTS[letter] for letter in arguments]
+    function.restype = ARGUMENTS[result] if result else None
+    return function  # type: ignore[no-any-return]
 
-    Tensors of other classes (parts of a sharded one, those of a traced network) are left to torch.
-    """
-    given = [tensor for tensor in tensors if tensor is not None]
+
+def ordinary(*tensors: Tensor | None) -> bool:
+    """Whether these are float32 tensors on the CPU that are computed with as they stand: not while torch compiles or
+    transforms a function, and no tensors of other classes (parts of a sharded one, those of a traced network)."""
     return (
-        all(type(tensor) in (Tensor, nn.Parameter) for tensor in given)
-        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in given)
-        and load()[0] is not None
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()  # first: the compiler must not look into the rest
+        and all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+        and all(tensor is None or (tensor.dtype == torch.float32 and tensor.device.type == "cpu") for tensor in tensors)
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    """Address of a contiguous tensor's values, for a call; null for None."""
-    if tensor is None:
-        return ctypes.c_void_p(None)
-    assert tensor.is_contiguous()
-    return ctypes.c_void_p(tensor.data_ptr())
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether the native kernels can compute with these tensors; everything else is left to torch."""
+    return ordinary(*tensors) and load()[0] is not None
+
+
+def first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark the backward pass of a ``torch.autograd.Function`` that cannot be differentiated itself.
+
+    (``torch.autograd.function.once_differentiable`` takes what it gives for constants where only the inputs of the
+    forward pass vary: gradients of gradients would be wrong, without a word.)
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise ModelError(
+                "the network's gradients have no gradients of their own",
+                why="its kernels compute first derivatives only",
+                fix="leave create_graph=True out",
+                zh="网络的梯度不能再求导（内核只计算一阶导数）；请去掉 create_graph=True",
+            )
+        return backward(ctx, *gradients)
+
+    return checked
+
+
+def call(name: str, letters: str, *arguments: Any, result: str = "") -> Any:
+    """Call ``hanmo_<name>`` with arguments of these letters; see :func:`kernel`. For p(ointer) a contiguous tensor, an
+    address or None; tensors live as long as the call."""
+    assert all(value.is_contiguous() for value in arguments if isinstance(value, Tensor))
+    values = (value.data_ptr() if isinstance(value, Tensor) else value for value in arguments)
+    return kernel(name, letters, result)(*values)

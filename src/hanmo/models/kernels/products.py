@@ -9,14 +9,13 @@ MKL is at the peak, and on everything else torch knows best: there all of this i
 
 from __future__ import annotations
 
-import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hanmo.errors import UsageError
@@ -46,16 +45,6 @@ def _onednn(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     return product
 
 
-def _fast(*tensors: Tensor) -> bool:
-    """Whether a product of these is computed in this file's own way. (Others: float32 of a GPU, float64, a network
-    being compiled or cast to another type by torch itself.)"""
-    return (
-        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-        and not torch.compiler.is_compiling()
-        and onednn_is_best()
-    )
-
-
 def _rows(x_MK: Tensor) -> bool:
     """Whether the values of a row are adjacent in memory, and rows do not overlap."""
     return x_MK.stride(1) == 1 and x_MK.stride(0) >= x_MK.shape[1]
@@ -76,7 +65,8 @@ def matmul(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None) -> Tensor:
         if a_MK.dim() != 2 or b_KN.dim() != 2 or a_MK.shape[1] != b_KN.shape[0]:
             return torch.mm(a_MK, b_KN)  # torch says what does not fit
         (rows, inner), columns = a_MK.shape, b_KN.shape[1]
-        if not _fast(a_MK, b_KN) or rows * inner * columns < SMALLEST_PRODUCT or min(rows, columns) < FEWEST_ROWS:
+        small = rows * inner * columns < SMALLEST_PRODUCT or min(rows, columns) < FEWEST_ROWS
+        if small or not native.ordinary(a_MK, b_KN) or not onednn_is_best():
             return torch.mm(a_MK, b_KN, out=out) if out is not None else torch.mm(a_MK, b_KN)
         a_MK, b_KN = _regular(a_MK), _regular(b_KN)
         if _rows(a_MK.t()) and not _rows(a_MK) and _rows(b_KN) and native.load()[1] == "avx512":
@@ -91,14 +81,7 @@ def _transposed(a_MN: Tensor, b_MK: Tensor, out: Tensor | None) -> Tensor:
     own = out is not None and out.is_contiguous() and out.shape == (rows, columns) and native.usable(out)
     result = out if out is not None and own else torch.empty(rows, columns)
     sizes = (depth, rows, columns, a_MN.stride(0), b_MK.stride(0))
-    library = native.library()
-    assert library is not None
-    library.hanmo_transposed_product(
-        ctypes.c_void_p(a_MN.data_ptr()),
-        ctypes.c_void_p(b_MK.data_ptr()),
-        native.pointer(result),
-        *(ctypes.c_int64(size) for size in sizes),
-    )
+    native.call("transposed_product", "ppplllll", a_MN.data_ptr(), b_MK.data_ptr(), result, *sizes)
     return result if out is None or own else out.copy_(result)
 
 
@@ -107,13 +90,10 @@ def applies(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> bool:
     first: it must cost nothing when a token is generated), and not being compiled or cast by torch itself."""
     if x.numel() * len(weight_NK) < SMALLEST_PRODUCT or x.numel() < FEWEST_ROWS * x.shape[-1]:
         return False
-    given = (x, weight_NK) if bias_N is None else (x, weight_NK, bias_N)
     return (
-        all(type(tensor) in (Tensor, nn.Parameter) for tensor in given)
-        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in given)
-        and x.shape[-1] == weight_NK.shape[1]
+        x.shape[-1] == weight_NK.shape[1]
         and min(weight_NK.shape) >= FEWEST_ROWS
-        and not torch.compiler.is_compiling()
+        and native.ordinary(x, weight_NK, bias_N)
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -123,22 +103,40 @@ def flat(x: Tensor) -> Tensor:
     return _regular(x.reshape(-1, x.shape[-1]))
 
 
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-        wants_x, wants_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if wants_weight else None, weight_NK if wants_x else None)
-        y_MN = _onednn(flat(x), _regular(weight_NK), bias_N)
-        return y_MN.view(*x.shape[:-1], weight_NK.shape[0])
+class Products(NamedTuple):
+    """How a linear layer computes: x @ weight.T + bias, g @ weight and g.T @ x, for rows of x and of the gradient g."""
+
+    forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    to_input: Callable[[Tensor, Tensor], Tensor]
+    to_weight: Callable[[Tensor, Tensor], Tensor]
+
+
+class LinearFunction(torch.autograd.Function):
+    """A linear layer by some :class:`Products`, whose gradients have none of their own."""
 
     @staticmethod
-    @once_differentiable
+    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, products: Products) -> Tensor:
+        wants_x, wants_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if wants_weight else None, weight_NK if wants_x else None)
+        ctx.products = products
+        return products.forward(flat(x), weight_NK, bias_N).view(*x.shape[:-1], weight_NK.shape[0])
+
+    @staticmethod
+    @native.first_derivative
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_NK = ctx.saved_tensors
-        g_MN = flat(gradient)
-        d_x = None if weight_NK is None else matmul(g_MN, weight_NK).view(*gradient.shape[:-1], weight_NK.shape[1])
-        d_weight = None if x is None else matmul(g_MN.t(), flat(x))
-        return d_x, d_weight, g_MN.sum(0) if ctx.needs_input_grad[2] else None
+        g_MN, d_x = flat(gradient), None
+        if weight_NK is not None:
+            d_x = ctx.products.to_input(g_MN, weight_NK).view(*gradient.shape[:-1], weight_NK.shape[1])
+        d_weight = None if x is None else ctx.products.to_weight(g_MN, flat(x))
+        return d_x, d_weight, g_MN.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+FLOAT32 = Products(
+    lambda x_MK, weight_NK, bias_N: _onednn(x_MK, _regular(weight_NK), bias_N),
+    matmul,
+    lambda g_MN, x_MK: matmul(g_MN.t(), x_MK),
+)
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -149,8 +147,7 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
     """
     if not applies(x, weight_NK, bias_N) or not onednn_is_best():
         return F.linear(x, weight_NK, bias_N)
-    result: Tensor = _Linear.apply(x, weight_NK, bias_N)  # type: ignore[no-untyped-call]
-    return result
+    return LinearFunction.apply(x, weight_NK, bias_N, FLOAT32)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class Linear(nn.Linear):

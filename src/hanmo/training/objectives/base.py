@@ -73,9 +73,11 @@ class Objective(ABC, Generic[ModelT, BatchT]):
     Attributes:
         unit: what the weight of a batch counts: "token", "example" or "pair".
         micro_batch: size of a micro-batch; the trainer halves it when memory runs out.
+        divisible: whether several processes can compute the micro-batches of a step.
     """
 
     unit = "token"
+    divisible = True
     micro_batch: int
 
     @abstractmethod

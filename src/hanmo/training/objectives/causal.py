@@ -167,6 +167,8 @@ class TruncatedBackpropagation(Objective[RecurrentModel, StreamBatch]):
         DataError: the training split has no step for every stream, or the validation split is empty.
     """
 
+    divisible = False  # every step goes on with the state that the one before left
+
     def __init__(
         self,
         train: Tokens,

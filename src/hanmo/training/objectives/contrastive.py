@@ -121,9 +121,9 @@ class Contrastive(Objective[Reader, GroupBatch]):
         for name, zh, examples in (("training", "训练", train), ("validation", "验证", validation)):
             if len(examples) < 2:
                 raise DataError(
-                    f"there are {len(examples)} {name} examples; texts are compared with others, so two are the least",
-                    fix="add records",
-                    zh=f"{zh}样本只有 {len(examples)} 条；对比学习至少需要两条，请补充数据",
+                    f"{name} examples: {len(examples)}; texts are compared with others, so two are the least",
+                    fix="add records, or give some to validate on with --validation",
+                    zh=f"{zh}样本只有 {len(examples)} 条，对比学习至少需要两条；请补充数据，或用 --validation 另给文件",
                 )
         if group < 2:
             raise UsageError(f"a group of {group} has no negatives", fix="give at least 2", zh="每组至少需要 2 条记录")

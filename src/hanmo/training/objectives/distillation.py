@@ -65,7 +65,7 @@ class Distillation(Objective[Reader, Batch]):
                 fix="0.5 and 2 are usual",
                 zh=f"alpha 应在 0 到 1 之间、温度应为正数，而不是 {alpha} 和 {temperature}；常用 0.5 和 2",
             )
-        self.of_labels = isinstance(objective, Classification)
+        self.of_labels, self.divisible = isinstance(objective, Classification), objective.divisible
         if self.of_labels:
             check_labels(teacher, student)
         else:

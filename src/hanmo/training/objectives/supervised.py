@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hanmo.data.tasks.schemes import has_spans, span_counts
 from hanmo.errors import DataError, UsageError, nearest
 from hanmo.models.heads import HeadConfig
 from hanmo.text.rows import spaced_words, word_pieces
@@ -298,7 +299,7 @@ class Tagging(ExampleObjective[Reader, WordBatch, TaggedRow]):
         return F.cross_entropy(scores_BWL.flatten(0, 1), batch.targets.flatten(), reduction="sum", ignore_index=IGNORED)
 
     def measure(self, model: Reader, batch: WordBatch) -> dict[str, tuple[float, float]]:
-        """Loss and accuracy per word."""
+        """Loss and accuracy per word; of tags that mark spans, the F1 of whole spans."""
         assert model.head is not None
         scores_BWL = self.scores(model, batch)
         if model.head.crf is None:
@@ -308,4 +309,14 @@ class Tagging(ExampleObjective[Reader, WordBatch, TaggedRow]):
             found_BW = padded(paths, 0).to(batch.targets.device)
         right = int(((found_BW == batch.targets) & (batch.targets >= 0)).sum())
         loss = float(self.loss_of(model, scores_BWL, batch))
-        return {"loss": (loss, batch.weight), "accuracy": (right, batch.weight)}
+        measures = {"loss": (loss, batch.weight), "accuracy": (right, batch.weight)}
+        labels = model.head.config.labels
+        if not has_spans(labels):
+            return measures
+        rows = zip(found_BW.tolist(), batch.targets.tolist(), strict=True)
+        tags = (
+            [[labels[id] for id, tag in zip(ids, true, strict=True) if tag >= 0] for ids in (found, true)]
+            for found, true in rows
+        )
+        common, total = span_counts((found, true) for found, true in tags)
+        return measures | {"f1": (2.0 * common, float(total))}

@@ -2,4 +2,4 @@
 #include "common.h"
 
 // Changes whenever a function's arguments change: a library built from other sources is refused.
-EXPORT int32_t hanmo_abi() { return 1; }
+EXPORT int32_t hanmo_abi() { return 2; }

@@ -54,36 +54,24 @@ INLINE Angles angles(const float* cos, const float* sin, int64_t token, int64_t 
 
 }  // namespace
 
-// out = x * rms * (offset + weight) for rows of `size`, where rms is 1/sqrt(mean(x^2) + eps), which is kept. With
-// `added` the sum x + added is normed, and written to `sum`.
-EXPORT void hanmo_rms_norm(const float* x, const float* added, const float* weight, float offset, float eps,
-                           int64_t rows, int64_t size, float* sum, float* out, float* rms) {
+// out = x * rms * (offset + weight) for rows of `size`, where rms is 1/sqrt(mean(x^2) + eps), which is kept.
+EXPORT void hanmo_rms_norm(const float* x, const float* weight, float offset, float eps, int64_t rows, int64_t size,
+                           float* out, float* rms) {
   parallel_for_work(rows, rows * size, [&](int64_t row) {
     const float* from = x + row * size;
     lanes squares = all(0.0f);
-    if (added) {
-      float* to = sum + row * size;
-      for_row(0, size, [&](auto at) {
-        lanes v = at.load(from) + at.load(added + row * size);
-        at.store(to, v);
-        squares += v * v;
-      });
-      from = to;
-    } else {
-      for_row(0, size, [&](auto at) { squares += at.load(from) * at.load(from); });
-    }
+    for_row(0, size, [&](auto at) { squares += at.load(from) * at.load(from); });
     float r = rms[row] = inverse_rms(squares, size, eps);
     for_row(0, size, [&](auto at) { at.store(out + row * size, at.load(from) * r * (at.load(weight) + offset)); });
   });
 }
 
-// Gradients of x (to which `passed`, if given, is added) and, with `parts` for ceil(rows/block) x size numbers, of the
-// weight.
+// Gradients of x and, with `parts` for ceil(rows/block) x size numbers, of the weight.
 EXPORT void hanmo_rms_norm_backward(const float* gradient, const float* x, const float* weight, float offset,
-                                    const float* rms, const float* passed, int64_t rows, int64_t size, int64_t block,
-                                    float* d_x, float* parts, float* d_weight) {
+                                    const float* rms, int64_t rows, int64_t size, int64_t block, float* d_x,
+                                    float* parts, float* d_weight) {
   for_blocks(rows, block, size, size, parts, d_weight, [&](int64_t row, float* part) {
-    const float *g = gradient + row * size, *from = x + row * size, *more = passed + row * size;
+    const float *g = gradient + row * size, *from = x + row * size;
     float* to = d_x + row * size;
     float r = rms[row];
     lanes dots = all(0.0f);
@@ -96,14 +84,9 @@ EXPORT void hanmo_rms_norm_backward(const float* gradient, const float* x, const
     else
       for_row(0, size, [&](auto at) { dots += at.load(g) * at.load(from) * (at.load(weight) + offset); });
     float share = total(dots) * r * r * r / size;
-    if (passed)
-      for_row(0, size, [&](auto at) {
-        at.store(to, at.load(g) * r * (at.load(weight) + offset) - at.load(from) * share + at.load(more));
-      });
-    else
-      for_row(0, size, [&](auto at) {
-        at.store(to, at.load(g) * r * (at.load(weight) + offset) - at.load(from) * share);
-      });
+    for_row(0, size, [&](auto at) {
+      at.store(to, at.load(g) * r * (at.load(weight) + offset) - at.load(from) * share);
+    });
   });
 }
 

@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="further flags for hanmo pretrain, in one string")
     given = parser.parse_args()
     rate = measure_matrix_rate(torch.device("cpu")) / 1e9
-    print(f"{processor()}; {torch.get_num_threads()} threads; {rate:.0f} GFLOP/s in torch's float32 products")
+    print(f"{processor()}; {torch.get_num_threads()} threads; {rate:.0f} GFLOP/s in float32 products")
     print(f"Python {platform.python_version()}, torch {torch.__version__}", flush=True)
     if not given.no_peer:
         seconds, loss = nano_gpt(given.text)

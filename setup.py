@@ -1,8 +1,9 @@
-"""The native kernels: one shared library per instruction set, all from the same C++ sources. Everything else about the
-package stands in pyproject.toml.
+"""The native libraries: one per instruction set, from the same C++ sources. All else about the package stands in
+pyproject.toml.
 
-They are optional: without a compiler the package installs all the same and computes with torch alone (`hanmo doctor`
-says what that costs).
+There are two sets: kernels for training (``models/kernels``) and the engine that writes and reads texts
+(``inference/native``). They are optional: without a compiler the package installs all the same and computes with torch
+alone (`hanmo doctor` says what that costs).
 """
 
 from __future__ import annotations
@@ -13,30 +14,45 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-FOLDER = Path("src/hanmo/models/kernels")
-LEVELS = {  # library: compiler flags; what the machine runs is decided when the library is loaded
+AVX512, AVX2, NEON = ["-march=x86-64-v4", "-mavx512vnni"], ["-march=x86-64-v3"], ["-march=armv8.2-a+dotprod"]
+KERNELS = {  # machine: library: compiler flags; what the machine runs is decided when the library is loaded
+    "x86_64": {"avx512": AVX512, "avx2": AVX2},
+    "aarch64": {"neon": NEON},
+}
+ENGINE = {
     "x86_64": {
-        "avx512": ["-march=x86-64-v4", "-mavx512vnni"],
-        "avx2": ["-march=x86-64-v3"],
+        "avx512": [*AVX512, "-mprefer-vector-width=512"],
+        "avxvnni": [*AVX2, "-mavxvnni"],
+        "avx2": AVX2,
+        "plain": [],
     },
-    "aarch64": {"neon": ["-march=armv8.2-a+dotprod"]},
+    "aarch64": {"neon": NEON, "plain": []},
 }
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-COMPILE = ["-std=c++17", "-O3", "-ffast-math", "-fno-finite-math-only", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
-COMPILE += ["-Wall", "-Wno-maybe-uninitialized", "-Wno-psabi"]  # GCC 12 warns of its own headers
+COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+COMPILE += ["-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]  # GCC 12 warns of its own headers
+FAST = ["-ffast-math", "-fno-finite-math-only"]
+EXACT = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # a row's result never depends on its company
 
 
-def extension(level: str, flags: list[str]) -> Extension:
+def extension(package: str, level: str, flags: list[str]) -> Extension:
     """One library. It is linked without OpenMP's runtime on purpose: it takes the one that torch has loaded, so that
-    both share one team of threads."""
+    all share one team of threads."""
+    folder = Path("src", *package.split("."), "src")
     return Extension(
-        f"hanmo.models.kernels._{level}",
-        sources=sorted(str(path) for path in (FOLDER / "src").glob("*.cpp")),
-        depends=sorted(str(path) for path in (FOLDER / "src").glob("*.h")),
+        f"{package}._{level}",
+        sources=sorted(str(path) for path in folder.glob("*.cpp")),
+        depends=sorted(str(path) for path in folder.glob("*.h")),
         extra_compile_args=[*COMPILE, *flags],
         optional=True,
     )
 
 
-libraries = LEVELS.get(MACHINE, {}) if sys.platform == "linux" else {}
-setup(ext_modules=[extension(level, flags) for level, flags in libraries.items()])
+modules = []
+if sys.platform == "linux":
+    modules += [
+        extension("hanmo.models.kernels", level, [*FAST, *flags]) for level, flags in KERNELS.get(MACHINE, {}).items()
+    ]
+    engine = ENGINE.get(MACHINE, {"plain": []})
+    modules += [extension("hanmo.inference.native", level, [*EXACT, *flags]) for level, flags in engine.items()]
+setup(ext_modules=modules)

@@ -1,7 +1,8 @@
 """The native library: found, checked, and called through ctypes.
 
 The package's build makes one library per instruction set (see ``setup.py``), where there is a compiler. Here the best
-one that this machine runs is loaded; where there is none, every kernel computes with torch.
+one that this machine runs is loaded; where there is none, every kernel computes with torch. ``HANMO_NATIVE`` is 0 for
+none at all, or the name of an instruction set for one that is not the best.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ctypes
 import functools
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,25 @@ def processor_flags() -> frozenset[str]:
     return frozenset(next((value.split() for name, _, value in fields if name.strip() in ("flags", "Features")), ()))
 
 
-@functools.cache
-def load() -> tuple[ctypes.CDLL | None, str]:
-    """The library and the name of its instruction set; or None and the reason why there is none."""
-    if os.environ.get("HANMO_NATIVE", "").strip() == "0":
+def open_best(folder: Path, levels: Mapping[str, Set[str]], abi: int) -> tuple[ctypes.CDLL | None, str]:
+    """The best library of a folder that this machine runs.
+
+    Args:
+        levels: by the name of a library what the processor must have; the best first.
+        abi: what ``hanmo_abi`` of the library must return.
+
+    Returns:
+        the library and the name of its instruction set; or None and the reason why there is none.
+    """
+    wanted = os.environ.get("HANMO_NATIVE", "").strip().lower()
+    if wanted == "0":
         return None, "switched off by HANMO_NATIVE=0"
-    built = {path.name.split(".")[0].removeprefix("_"): path for path in Path(__file__).parent.glob("_*.so")}
+    built = {path.name.split(".")[0].removeprefix("_"): path for path in folder.glob("_*.so")}
     if not built:
         return None, "it was not built; install a C++ compiler and install Hanmo again"
     reason = f"none of the libraries ({', '.join(sorted(built))}) runs on this processor ({platform.machine()})"
-    for level, needed in LEVELS.items():
-        if level not in built or not needed <= processor_flags():
+    for level, needed in levels.items():
+        if level not in built or not needed <= processor_flags() or wanted not in ("", level):
             continue
         try:
             library = ctypes.CDLL(str(built[level]))
@@ -57,10 +66,16 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         except (OSError, AttributeError) as error:
             reason = f"{built[level].name} does not load ({error})"
             continue
-        if version == ABI:
+        if version == abi:
             return library, level
         reason = f"{built[level].name} was built from other sources; install Hanmo again"
     return None, reason
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library and the name of its instruction set; or None and the reason why there is none."""
+    return open_best(Path(__file__).parent, LEVELS, ABI)
 
 
 def library() -> ctypes.CDLL | None:

@@ -1,0 +1,1 @@
+"""The engine for CPUs, in C++: what it can compute (``decoder.py``), its library, and the form of its weights."""

@@ -1,0 +1,344 @@
+"""A decoder in the native engine: what it can compute, its weights brought over, and calls to it.
+
+Letters in names: R rows (tokens of one call), L rows whose logits are wanted, V vocabulary, N outputs of a matrix,
+K its inputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hanmo.inference.native.layout import (
+    GROUP,
+    KINDS,
+    PANEL,
+    Matrix,
+    Packed,
+    alternate,
+    filled,
+    pack,
+    pack_floats,
+    stack,
+    with_rows,
+)
+from hanmo.inference.native.library import call
+from hanmo.inference.native.quantize import quantize_int4, quantize_int8
+from hanmo.models.positions import rotary_frequencies, rotary_magnitude
+from hanmo.models.transformer import TransformerConfig
+
+PAGE = 32  # positions of a page of the cache, as in src/attention.h
+ROWS = 512  # tokens of one call at most
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4}
+
+# What a layer and the network hold, by the numbers of src/model.h; a part's name is that of its place in the network.
+LAYER_MATRICES = ("qkv", "output", "gate_up", "down")
+MATRICES = ("embedding", "head")  # numbered on from those of a layer
+LAYER_VECTORS = (
+    "input_layernorm.weight",
+    "input_layernorm.bias",
+    "post_attention_layernorm.weight",
+    "post_attention_layernorm.bias",
+    "attention_output_norm.weight",
+    "attention_output_norm.bias",
+    "mlp_output_norm.weight",
+    "mlp_output_norm.bias",
+    "self_attn.q_norm.weight",
+    "self_attn.k_norm.weight",
+    "qkv.bias",
+    "output.bias",
+    "gate_up.bias",
+    "down.bias",
+)
+VECTORS = ("norm.weight", "norm.bias", "head.bias", "positions")  # numbered on from those of a layer
+
+Parts = dict[str, Packed | Tensor]  # matrices and vectors by name, as the engine wants them
+
+
+def reason_against(config: TransformerConfig) -> str | None:
+    """Why the native engine cannot compute a network; None where it can."""
+    if not (config.causal and config.lm) or config.encoder is not None or config.head is not None:
+        return "it is not a decoder that writes"
+    if config.positions not in ("rotary", "learned"):
+        return f"its positions are {config.positions}"
+    if "long_factor" in (config.rope_scaling or {}):
+        return "LongRoPE chooses its factors by the length of the text"
+    if config.norm_placement == "post" or not config.final_norm or not config.first_norm or config.embedding_norm:
+        return "its norms stand elsewhere"
+    if config.token_types or config.lm_transform:
+        return "it has parts that only encoders have"
+    if config.activation not in ACTIVATIONS:
+        return f"its activation is {config.activation}"
+    return None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the parts of a decoder come from, by the names of :mod:`hanmo.models.transformer`.
+
+    Attributes:
+        matrix: weights ``[N, K]``, as floats or quantised.
+        vector: norms, biases and tables; None where the network has none of that name.
+    """
+
+    matrix: Callable[[str], Matrix]
+    vector: Callable[[str], Tensor | None]
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> Weights:
+        """The tensors of a network, by name."""
+        return cls(state.__getitem__, state.get)
+
+
+def prepare(config: TransformerConfig, weights: Weights, precision: str = "fp32") -> Parts:
+    """Bring a decoder's weights into the engine's form: products that read the same are joined, matrices packed.
+
+    Args:
+        precision: what floats are brought to: "fp32", "fp16", "int8", or "int4" (embedding and output then have 8
+            bits). What is quantised already stays as it is.
+    """
+    parts: Parts = {}
+    for layer in range(config.num_layers):
+        parts |= {f"layers.{layer}.{name}": part for name, part in layer_parts(config, weights, precision, layer)}
+    vector, edge = weights.vector, "int8" if precision == "int4" else precision
+    parts["embedding"] = packed(weights.matrix("model.embed_tokens.weight"), edge)
+    if not config.tie_embeddings:
+        parts["head"] = packed(weights.matrix("lm_head.weight"), edge)
+    for name, source, factor in (
+        ("norm.weight", "model.norm.weight", config.logit_scale),
+        ("norm.bias", "model.norm.bias", config.logit_scale),
+        ("head.bias", "lm_bias", 1.0),
+        ("positions", "model.embed_positions.weight", 1.0),
+    ):
+        value = vector(source)
+        if value is not None:
+            if name == "positions":
+                value = value[config.position_offset :]
+            parts[name] = (value.float() + norm_offset(config, name)).flatten() * factor
+    return parts
+
+
+def norm_offset(config: TransformerConfig, name: str) -> float:
+    """What is added to the weight of a norm: Gemma stores its distance from one."""
+    return 1.0 if config.norm == "rms+1" and name.endswith("norm.weight") else 0.0
+
+
+def layer_parts(
+    config: TransformerConfig, weights: Weights, precision: str, layer: int
+) -> list[tuple[str, Packed | Tensor]]:
+    """Matrices and vectors of one layer."""
+    prefix = f"model.layers.{layer}."
+    attention, mlp = prefix + "self_attn.", prefix + "mlp."
+    matrix, vector = weights.matrix, weights.vector
+    filled_intermediate = -(-config.intermediate_size // GROUP) * GROUP
+    inner = with_rows(matrix(mlp + "up_proj.weight"), filled_intermediate)
+    if config.gated:
+        inner = alternate(with_rows(matrix(mlp + "gate_proj.weight"), filled_intermediate), inner)
+    parts: list[tuple[str, Packed | Tensor]] = [
+        ("qkv", packed(stack([matrix(f"{attention}{name}_proj.weight") for name in "qkv"]), precision)),
+        ("output", packed(matrix(attention + "o_proj.weight"), precision)),
+        ("gate_up", packed(inner, precision)),
+        ("down", packed(matrix(mlp + "down_proj.weight"), precision)),
+    ]
+    for name in LAYER_VECTORS[:10]:
+        value = vector(prefix + name)
+        if value is not None:
+            parts.append((name, value.float() + norm_offset(config, name)))
+    biases = [value.float() for name in "qkv" if (value := vector(f"{attention}{name}_proj.bias")) is not None]
+    if biases:
+        parts.append(("qkv.bias", torch.cat(biases)))
+    for name, source in (("output.bias", attention + "o_proj.bias"), ("down.bias", mlp + "down_proj.bias")):
+        if (value := vector(source)) is not None:
+            parts.append((name, value.float()))
+    if (bias := vector(mlp + "up_proj.bias")) is not None:
+        bias = filled(bias.float(), filled_intermediate)
+        gate = vector(mlp + "gate_proj.bias")
+        if gate is not None:
+            joined = alternate(filled(gate.float(), filled_intermediate), bias)
+            assert isinstance(joined, Tensor)
+            bias = joined
+        parts.append(("gate_up.bias", bias))
+    return parts
+
+
+def packed(given: Matrix, precision: str) -> Packed:
+    """A matrix in the engine's layout; floats are quantised as the precision says."""
+    if not isinstance(given, Tensor):
+        return pack(given)
+    if precision in ("fp32", "fp16"):
+        return pack_floats(given, precision)
+    return pack(quantize_int8(given) if precision == "int8" else quantize_int4(given))
+
+
+class NativeDecoder:
+    """A decoder in the native engine.
+
+    Args:
+        config: its shape.
+        parts: its weights, from :func:`prepare`. They are not copied, and kept as long as this.
+        threads: that compute; default: as many as torch uses.
+        rows: tokens of one call at most; decides the memory of activations.
+        cache_floats: whether keys and values are kept as floats; default: where the weights are.
+
+    Raises:
+        ModelError: parts that are missing or do not fit the shape.
+        ResourceError: too little memory, or no native engine on this machine.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        parts: Parts,
+        *,
+        threads: int | None = None,
+        rows: int = ROWS,
+        cache_floats: bool | None = None,
+    ) -> None:
+        self.config, self.parts, self.rows = config, parts, rows
+        self.handle = ctypes.c_void_p()
+        self.owner = os.getpid()
+        embedding = parts["embedding"]
+        assert isinstance(embedding, Packed)
+        self.cache_floats = embedding.kind == "fp32" if cache_floats is None else cache_floats
+        self.width = -(-config.vocab_size // PANEL) * PANEL
+        call("model_new", *shape_of(config, rows), threads or torch.get_num_threads(), ctypes.byref(self.handle))
+        try:
+            for layer in range(config.num_layers):
+                for number, name in enumerate(LAYER_MATRICES):
+                    self.put_matrix(layer, number, parts.get(f"layers.{layer}.{name}"))
+                for number, name in enumerate(LAYER_VECTORS):
+                    self.put_vector(layer, number, parts.get(f"layers.{layer}.{name}"))
+                call("model_sliding", self.handle, layer, config.slides(layer))
+            self.put_matrix(-1, len(LAYER_MATRICES), embedding)
+            self.put_matrix(-1, len(LAYER_MATRICES) + 1, parts.get("head", embedding))
+            for number, name in enumerate(VECTORS):
+                self.put_vector(-1, len(LAYER_VECTORS) + number, parts.get(name))
+            self.put_rotary()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the memory back; the decoder cannot be used any more."""
+        handle, self.handle = self.handle, ctypes.c_void_p()
+        if handle:
+            call("model_free", handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.close()
+
+    def put_matrix(self, layer: int, number: int, part: Packed | Tensor | None) -> None:
+        if not isinstance(part, Packed):  # the engine names what is missing when it is to compute
+            return
+        sizes = (part.values.numel() * part.values.element_size(), part.scales.numel() * part.scales.element_size())
+        call(
+            "model_matrix",
+            *(self.handle, layer, number, KINDS[part.kind], part.outputs, part.inputs),
+            *(part.values, sizes[0], part.scales, sizes[1]),
+        )
+
+    def put_vector(self, layer: int, number: int, part: Packed | Tensor | None) -> None:
+        if isinstance(part, Tensor):
+            call("model_vector", self.handle, layer, number, part.float().contiguous(), part.numel())
+
+    def put_rotary(self) -> None:
+        config = self.config
+        for local in (False, True):
+            frequencies = rotary_frequencies(config, local=local) if config.positions == "rotary" else torch.empty(0)
+            plain = bool(local and config.rope_local_theta) or not config.rope_scaling
+            magnitude = 1.0 if plain else rotary_magnitude(config)
+            if frequencies.numel():
+                call("model_rotary", self.handle, local, frequencies.float(), frequencies.numel(), float(magnitude))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights, bytes."""
+        tensors = [
+            tensor
+            for part in self.parts.values()
+            for tensor in ((part.values, part.scales) if isinstance(part, Packed) else (part,))
+        ]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @property
+    def page_bytes(self) -> int:
+        """Memory of the keys and values of one page, bytes."""
+        config = self.config
+        filled_head = -(-config.head_dim // GROUP) * GROUP
+        return config.num_layers * config.num_kv_heads * 2 * filled_head * PAGE * (4 if self.cache_floats else 2)
+
+
+def shape_of(config: TransformerConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The whole numbers and the floats of ``Shape`` in src/model.h."""
+    rotated = (config.rotary_dim or config.head_dim) if config.positions == "rotary" else 0
+    sizes = (
+        *(config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim),
+        *(config.intermediate_size, config.vocab_size, config.max_position_embeddings, rotated),
+        *(ACTIVATIONS[config.activation], config.gated, config.norm == "layer", config.sliding_window or 0, rows),
+    )
+    scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+    caps = (config.attention_softcap or 0.0, config.logit_softcap or 0.0)
+    return np.array(sizes, np.int64), np.array([config.norm_eps, config.embedding_scale, scale, *caps], np.float32)
+
+
+class PagedCache:
+    """The memory of keys and values of one decoder, in pages; pages that were never used take no memory.
+
+    Args:
+        decoder: whose keys and values.
+        pages: how many there are.
+    """
+
+    def __init__(self, decoder: NativeDecoder, pages: int) -> None:
+        self.decoder, self.pages = decoder, pages
+        self.handle = ctypes.c_void_p()
+        call("cache_new", decoder.handle, pages, 4 if decoder.cache_floats else 2, ctypes.byref(self.handle))
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one page to another."""
+        call("cache_copy", self.handle, source, target)
+
+    def forward(
+        self,
+        ids: Sequence[int],
+        texts: Sequence[int],
+        positions: Sequence[int],
+        tables: Sequence[Sequence[int]],
+        wanted: Sequence[int],
+    ) -> Tensor:
+        """Read tokens: R rows, those of a text together and in the order of their positions.
+
+        Args:
+            ids: tokens of the rows.
+            texts: the text of each row, a number of ``tables``, ascending.
+            positions: the place of each row in its text; all before it must have been read.
+            tables: for each text its pages in order.
+            wanted: the rows whose logits are wanted.
+
+        Returns:
+            float32 ``[L, V]``.
+        """
+        longest = max(map(len, tables))
+        table = np.zeros((len(tables), longest), np.int32)
+        for row, pages in enumerate(tables):
+            table[row, : len(pages)] = pages
+        arrays = [np.array(values, np.int32) for values in (ids, texts, positions, wanted)]
+        logits = torch.empty(len(wanted), self.decoder.width)
+        call(
+            "forward",
+            *(self.decoder.handle, self.handle, len(ids), *arrays[:3], *table.shape, table),
+            *(len(wanted), arrays[3], logits),
+        )
+        return logits[:, : self.decoder.config.vocab_size]
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            call("cache_free", self.handle)

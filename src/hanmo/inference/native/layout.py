@@ -1,0 +1,175 @@
+"""Weights in the form in which the native engine reads them: quantised in groups of 32 inputs, packed in panels.
+
+The packed layout is described in ``src/matrix.h``. Here are the numbers before packing: a matrix ``[N, K]`` as integers
+``[N, K/32, 32]`` with a scale (and perhaps a minimum) per group, in half precision.
+
+Letters in names: N outputs, K inputs, G groups of 32 inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hanmo.errors import ModelError
+
+PANEL, GROUP, STEP = 16, 32, 4
+KINDS = {"fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "int4-minimum": 4}  # as in src/matrix.h
+OFFSETS = {"int8": 128, "int4": 8, "int4-minimum": 0}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix as integers; a weight is ``scale * (integer - offset) + minimum``.
+
+    Attributes:
+        kind: "int8", "int4" or "int4-minimum".
+        integers_NGI: uint8 ``[N, G, 32]``, offset included: 1 to 255, or 0 to 15.
+        scales_NG, minima_NG: float16.
+    """
+
+    kind: str
+    integers_NGI: Tensor
+    scales_NG: Tensor
+    minima_NG: Tensor | None = None
+    inputs: int = 0  # K, where the last group is not full
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        N, G, _ = self.integers_NGI.shape
+        return N, self.inputs or G * GROUP
+
+    def dequantize(self) -> Tensor:
+        """The weights, float32 ``[N, K]``."""
+        weights = (self.integers_NGI.float() - OFFSETS[self.kind]) * self.scales_NG.float().unsqueeze(-1)
+        if self.minima_NG is not None:
+            weights = weights + self.minima_NG.float().unsqueeze(-1)
+        return weights.flatten(1)[:, : self.size[1]]
+
+    def rows(self, order: Tensor) -> Quantized:
+        """The given rows, in that order."""
+        return self.joined([self], lambda tensors: tensors[0][order])
+
+    def joined(self, parts: Sequence[Quantized], join: Callable[[Sequence[Tensor]], Tensor]) -> Quantized:
+        """Matrices of one kind made one by a function of their tensors."""
+        minima = [part.minima_NG for part in parts if part.minima_NG is not None]
+        integers, scales = join([part.integers_NGI for part in parts]), join([part.scales_NG for part in parts])
+        return Quantized(self.kind, integers, scales, join(minima) if minima else None, self.inputs)
+
+
+Matrix = Tensor | Quantized  # weights [N, K], as floats or quantised
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix in the engine's layout.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        outputs, inputs: before they are filled up.
+        values: uint8 bytes, or floats.
+        scales: float16; empty for floats.
+    """
+
+    kind: str
+    outputs: int
+    inputs: int
+    values: Tensor
+    scales: Tensor
+
+
+def filled(x: Tensor, rows: int, value: float = 0) -> Tensor:
+    """The same with more rows, which hold one value."""
+    if len(x) == rows:
+        return x
+    return torch.cat([x, x.new_full((rows - len(x), *x.shape[1:]), value)])
+
+
+def stack(parts: Sequence[Matrix]) -> Matrix:
+    """Matrices of one kind, one above the other."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part.float() for part in parts if isinstance(part, Tensor)])
+    same = [part for part in parts if isinstance(part, Quantized) and part.kind == first.kind]
+    if len(same) < len(parts):
+        raise ModelError("matrices that are joined have different kinds of weights")
+    return first.joined(same, lambda tensors: torch.cat(list(tensors)))
+
+
+def with_rows(matrix: Matrix, rows: int) -> Matrix:
+    """The same with more rows, all zero."""
+    if isinstance(matrix, Tensor):
+        return filled(matrix, rows)
+    integers, scales = filled(matrix.integers_NGI, rows, OFFSETS[matrix.kind]), filled(matrix.scales_NG, rows)
+    minima = None if matrix.minima_NG is None else filled(matrix.minima_NG, rows)
+    return Quantized(matrix.kind, integers, scales, minima, matrix.inputs)
+
+
+def alternate(first: Matrix, second: Matrix) -> Matrix:
+    """Sixteen rows of the one, sixteen of the other, and so on: a gate stands beside what it multiplies."""
+    if isinstance(first, Tensor):
+        assert isinstance(second, Tensor)
+        return alternated([first, second])
+    both = [part for part in (first, second) if isinstance(part, Quantized) and part.kind == first.kind]
+    if len(both) < 2:
+        raise ModelError("a gate and what it multiplies have different kinds of weights")
+    return first.joined(both, alternated)
+
+
+def alternated(parts: Sequence[Tensor]) -> Tensor:
+    """Panels of tensors by turns."""
+    return torch.stack([part.reshape(-1, PANEL, *part.shape[1:]) for part in parts], 1).flatten(0, 2)
+
+
+def panels_of(count: int) -> int:
+    """How many panels so many outputs take."""
+    return -(-count // PANEL)
+
+
+def pack(matrix: Quantized) -> Packed:
+    """Bring integers into panels: ``[panel][group][step][output][input]``, two steps in a byte at 4 bits."""
+    (N, K), P = matrix.size, panels_of(matrix.size[0])
+    q = filled(matrix.integers_NGI, P * PANEL, OFFSETS[matrix.kind])
+    steps = q.view(P, PANEL, -(-K // GROUP), GROUP // STEP, STEP).permute(0, 2, 3, 1, 4)
+    if matrix.kind == "int8":
+        values = steps.contiguous()
+    else:
+        values = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
+    scales = panel_scales(matrix.scales_NG, P)
+    if matrix.minima_NG is not None:
+        scales = torch.stack([scales, panel_scales(matrix.minima_NG, P)], dim=2)
+    return Packed(matrix.kind, N, K, values.contiguous(), scales.contiguous())
+
+
+def panel_scales(scales_NG: Tensor, panels: int) -> Tensor:
+    """``[panel][group][output]``."""
+    return filled(scales_NG, panels * PANEL).view(panels, PANEL, -1).transpose(1, 2).contiguous()
+
+
+def pack_floats(weights_NK: Tensor, kind: str = "fp32") -> Packed:
+    """Bring floats into panels: ``[panel][input][output]``."""
+    N, K = weights_NK.shape
+    dtype = torch.float32 if kind == "fp32" else torch.float16
+    values = filled(weights_NK.to(dtype), panels_of(N) * PANEL).view(-1, PANEL, K).transpose(1, 2).contiguous()
+    return Packed(kind, N, K, values, torch.empty(0, dtype=torch.float16))
+
+
+def unpack(packed: Packed) -> Tensor:
+    """The weights of a packed matrix, float32 ``[N, K]``."""
+    N, K = packed.outputs, packed.inputs
+    if packed.kind in ("fp32", "fp16"):
+        return packed.values.float().transpose(1, 2).reshape(-1, K)[:N]
+    values, scales, minima = packed.values, packed.scales, None
+    if packed.kind != "int8":
+        values = torch.stack([values & 15, values >> 4], dim=3).flatten(2, 3)
+    if packed.kind == "int4-minimum":
+        scales, minima = packed.scales[:, :, 0], packed.scales[:, :, 1]
+    P, G = scales.shape[:2]
+    q = values.view(P, G, GROUP // STEP, PANEL, STEP).permute(0, 3, 1, 2, 4).reshape(P * PANEL, G, GROUP)
+    back = [None if s is None else s.transpose(1, 2).reshape(P * PANEL, G)[:N] for s in (scales, minima)]
+    assert back[0] is not None
+    return Quantized(packed.kind, q[:N], back[0], back[1]).dequantize()[:, :K]

@@ -1,0 +1,65 @@
+"""From floats to 8 or 4 bits.
+
+Letters in names: N outputs, K inputs, G groups of 32 inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hanmo.inference.native.layout import GROUP, OFFSETS, Quantized
+
+
+def groups_of(weights_NK: Tensor) -> Tensor:
+    """float32 ``[N, G, 32]``, filled up with zeros."""
+    N, K = weights_NK.shape
+    G = -(-K // GROUP)
+    return torch.nn.functional.pad(weights_NK.float(), (0, G * GROUP - K)).view(N, G, GROUP)
+
+
+def quantize_int8(weights_NK: Tensor) -> Quantized:
+    """To the nearest of 255 levels; the largest magnitude of a group is 127."""
+    groups = groups_of(weights_NK)
+    scales = (groups.abs().amax(-1) / 127).half()
+    divisor = scales.float().unsqueeze(-1)
+    integers = torch.where(divisor > 0, groups / divisor, 0).round_().clamp_(-127, 127)
+    return Quantized("int8", (integers + OFFSETS["int8"]).to(torch.uint8), scales, inputs=weights_NK.size(1))
+
+
+def quantize_int4(weights_NK: Tensor, importance_K: Tensor | None = None, *, rounds: int = 12) -> Quantized:
+    """16 levels with a minimum per group, fitted so that the squared error is least.
+
+    Starts from several ranges (the whole one and narrower ones, which give up the outermost values) and improves each
+    by turns: the nearest integers for a scale and minimum, the best scale and minimum for these integers.
+
+    Args:
+        importance_K: mean squared activation of each input, which weighs its error; None: all alike.
+    """
+    groups = groups_of(weights_NK)
+    N, G, _ = groups.shape
+    weight = torch.ones(1, G, GROUP) if importance_K is None else groups_of(importance_K.view(1, -1)) + 1e-8
+    low, high = groups.amin(-1), groups.amax(-1)
+    best = torch.full((N, G), float("inf"))
+    result = [torch.zeros(N, G), torch.zeros(N, G), torch.zeros(N, G, GROUP)]
+    total = weight.sum(-1)
+    for narrower in (0.0, 0.05, 0.1, 0.15, 0.2, 0.25):
+        scale, minimum = (high - low) * (1 - narrower) / 15, low + (high - low) * narrower / 2
+        for _ in range(max(1, rounds // 6)):
+            q = ((groups - minimum.unsqueeze(-1)) / scale.clamp_min(1e-12).unsqueeze(-1)).round_().clamp_(0, 15)
+            mean_q, mean_w = (q * weight).sum(-1) / total, (groups * weight).sum(-1) / total
+            covariance = (q * groups * weight).sum(-1) / total - mean_q * mean_w
+            variance = (q * q * weight).sum(-1) / total - mean_q * mean_q
+            fitted = covariance / variance.clamp_min(1e-12)
+            usable = (variance > 1e-9) & (fitted > 0)
+            scale = torch.where(usable, fitted, scale)
+            minimum = torch.where(usable, mean_w - fitted * mean_q, minimum)
+        scale, minimum = scale.half().float(), minimum.half().float()
+        q = ((groups - minimum.unsqueeze(-1)) / scale.clamp_min(1e-12).unsqueeze(-1)).round_().clamp_(0, 15)
+        error = ((q * scale.unsqueeze(-1) + minimum.unsqueeze(-1) - groups).square() * weight).sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        for old, new in zip(result, (scale, minimum), strict=False):
+            old[better] = new[better]
+        result[2][better] = q[better]
+    return Quantized("int4-minimum", result[2].to(torch.uint8), result[0].half(), result[1].half(), weights_NK.size(1))

@@ -1,0 +1,86 @@
+// Elementary functions of sixteen floats, each product that is added written as fma (see lanes.h).
+//
+// The polynomials are least-maximum-error fits; exp2 is good to 2e-7 relative, tanh to 3e-7.
+#pragma once
+
+#include "lanes.h"
+
+namespace hanmo::native {
+
+// 2^x for x <= 127; below -126 it is zero or nearly so.
+INLINE Floats exp2(Floats x) {
+  x = larger(x, all(-126.0f));
+  const Ints whole = nearest(x);
+  const Floats part = x - to_floats(whole);
+  Floats p = all(1.535336188319500e-4f);
+  p = fma(p, part, all(1.339887440266574e-3f));
+  p = fma(p, part, all(9.618437357674640e-3f));
+  p = fma(p, part, all(5.550332471162809e-2f));
+  p = fma(p, part, all(2.402264791363012e-1f));
+  p = fma(p, part, all(6.931472028550421e-1f));
+  p = fma(p, part, all(1.0f));
+  Floats out;
+  UNROLL EACH {
+    const ilanes power = (whole.at[i] + 127) << 23;
+    out.at[i] = p.at[i] * reinterpret_cast<lanes>(power);
+  }
+  return out;
+}
+constexpr float kLog2E = 1.44269504088896341f;
+
+INLINE Floats exp(Floats x) { return exp2(smaller(x, all(88.0f)) * all(kLog2E)); }
+INLINE Floats sigmoid(Floats x) { return all(1.0f) / (all(1.0f) + exp(all(0.0f) - x)); }
+INLINE Floats tanh(Floats x) {
+  const Floats size = smaller(magnitude(x), all(15.0f));
+  const Floats e = exp(size + size), far = all(1.0f) - all(2.0f) / (e + all(1.0f));
+  const Floats square = x * x;
+  Floats near = all(-0.0058951592f);
+  near = fma(near, square, all(0.0207959730f));
+  near = fma(near, square, all(-0.0537838303f));
+  near = fma(near, square, all(0.1333192438f));
+  near = fma(near, square, all(-0.3333329856f));
+  near = fma(near * square, x, x);
+  Floats out;
+  UNROLL EACH {
+    const lanes f = x.at[i] < 0.0f ? -far.at[i] : far.at[i];
+    out.at[i] = size.at[i] < 0.6f ? near.at[i] : f;
+  }
+  return out;
+}
+
+enum Activation : int64_t { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3, kGeluQuick = 4 };
+
+INLINE Floats gelu_tanh(Floats x) {
+  const Floats cube = x * x * x;
+  return x * all(0.5f) * (all(1.0f) + tanh(all(0.7978845608f) * fma(cube, all(0.044715f), x)));
+}
+// Phi(x) by the same fit as in models/kernels/src/vector_math.h: the tail as bell times a polynomial in 1/(1 + 0.35 |x|).
+INLINE Floats gelu(Floats x) {
+  const Floats size = smaller(magnitude(x), all(13.2f));
+  const Floats bell = exp(size * size * all(-0.5f));
+  const Floats t = all(1.0f) / fma(all(0.35f), size, all(1.0f));
+  Floats ratio = all(-0.0291093271f);
+  ratio = fma(ratio, t, all(0.1437901258f));
+  ratio = fma(ratio, t, all(-0.2553311288f));
+  ratio = fma(ratio, t, all(0.1587263048f));
+  ratio = fma(ratio, t, all(-0.0227936041f));
+  ratio = fma(ratio, t, all(0.1053703502f));
+  ratio = fma(ratio, t, all(0.1198688149f));
+  ratio = fma(ratio, t, all(0.1398567408f));
+  ratio = fma(ratio, t, all(0.1396217048f));
+  const Floats tail = ratio * t * bell, rest = all(1.0f) - tail;
+  Floats out;
+  UNROLL EACH out.at[i] = x.at[i] * (x.at[i] < 0.0f ? tail.at[i] : rest.at[i]);
+  return out;
+}
+INLINE Floats activate(Floats x, int64_t kind) {
+  switch (kind) {
+    case kSilu: return x * sigmoid(x);
+    case kGeluTanh: return gelu_tanh(x);
+    case kGelu: return gelu(x);
+    case kGeluQuick: return x * sigmoid(x * all(1.702f));
+    default: return larger(x, all(0.0f));
+  }
+}
+
+}  // namespace hanmo::native

@@ -1,0 +1,273 @@
+// Sixteen numbers at a time, on every machine: the outputs of one panel of weights (layout.h).
+//
+// With AVX-512 sixteen floats are one register, with AVX2 two, with NEON four. The compiler may not reorder or contract
+// anything here (the library is built without -ffast-math and with -ffp-contract=off): the result of a row must be the
+// same bits whichever kernel computes it. A product that is added is written `fma`.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace hanmo::native {
+
+constexpr int kPanel = 16;  // outputs of a panel
+constexpr int kGroup = 32;  // inputs that share a scale
+constexpr int kSteps = kGroup / 4;
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kRegisters = kPanel / kLanes;
+#if defined(__AVX512F__)
+constexpr int kTileRows = 6, kTilePanels = 2, kFewRows = 8;  // what fits into the registers
+#elif defined(__AVX2__)
+constexpr int kTileRows = 3, kTilePanels = 1, kFewRows = 3;
+#else
+constexpr int kTileRows = 4, kTilePanels = 1, kFewRows = 4;
+#endif
+
+typedef float lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t ilanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+struct Floats {
+  lanes at[kRegisters];
+};
+struct Ints {
+  ilanes at[kRegisters];
+};
+
+#define EACH for (int i = 0; i < kRegisters; i++)
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE Floats all(float x) {
+  Floats out;
+  UNROLL EACH out.at[i] = lanes{} + x;
+  return out;
+}
+INLINE Ints all(int32_t x) {
+  Ints out;
+  UNROLL EACH out.at[i] = ilanes{} + x;
+  return out;
+}
+INLINE Floats load(const float* p) {
+  Floats out;
+  UNROLL EACH out.at[i] = *reinterpret_cast<const lanes*>(p + i * kLanes);
+  return out;
+}
+INLINE void store(float* p, Floats v) {
+  UNROLL EACH* reinterpret_cast<lanes*>(p + i * kLanes) = v.at[i];
+}
+INLINE Floats operator+(Floats a, Floats b) {
+  UNROLL EACH a.at[i] += b.at[i];
+  return a;
+}
+INLINE Floats operator-(Floats a, Floats b) {
+  UNROLL EACH a.at[i] -= b.at[i];
+  return a;
+}
+INLINE Floats operator*(Floats a, Floats b) {
+  UNROLL EACH a.at[i] *= b.at[i];
+  return a;
+}
+INLINE Floats operator/(Floats a, Floats b) {
+  UNROLL EACH a.at[i] /= b.at[i];
+  return a;
+}
+INLINE Floats larger(Floats a, Floats b) {
+  UNROLL EACH a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
+  return a;
+}
+INLINE Floats smaller(Floats a, Floats b) {
+  UNROLL EACH a.at[i] = a.at[i] < b.at[i] ? a.at[i] : b.at[i];
+  return a;
+}
+INLINE Floats magnitude(Floats a) {
+  UNROLL EACH a.at[i] = reinterpret_cast<lanes>(reinterpret_cast<ilanes>(a.at[i]) & 0x7fffffff);
+  return a;
+}
+INLINE lanes fma_lanes(lanes a, lanes b, lanes c) {
+#if defined(__AVX512F__)
+  return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (lanes)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+INLINE Floats fma(Floats a, Floats b, Floats c) {
+  UNROLL EACH a.at[i] = fma_lanes(a.at[i], b.at[i], c.at[i]);
+  return a;
+}
+INLINE float sum(Floats v) {
+  float out[kPanel];
+  store(out, v);
+  UNROLL for (int half = kPanel / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) out[i] += out[i + half];
+  return out[0];
+}
+INLINE float largest(Floats v) {
+  float out[kPanel];
+  store(out, v);
+  UNROLL for (int half = kPanel / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) out[i] = out[i] > out[i + half] ? out[i] : out[i + half];
+  return out[0];
+}
+INLINE Floats to_floats(Ints v) {
+  Floats out;
+  UNROLL EACH out.at[i] = __builtin_convertvector(v.at[i], lanes);
+  return out;
+}
+INLINE Ints nearest(Floats v) {  // ties to even
+  Ints out;
+#if defined(__AVX512F__)
+  out.at[0] = (ilanes)_mm512_cvtps_epi32((__m512)v.at[0]);
+#elif defined(__AVX2__)
+  UNROLL EACH out.at[i] = (ilanes)_mm256_cvtps_epi32((__m256)v.at[i]);
+#elif defined(__ARM_NEON)
+  UNROLL EACH out.at[i] = (ilanes)vcvtnq_s32_f32((float32x4_t)v.at[i]);
+#else
+  EACH for (int j = 0; j < kLanes; j++) out.at[i][j] = static_cast<int32_t>(std::nearbyintf(v.at[i][j]));
+#endif
+  return out;
+}
+
+// Half precision in memory.
+INLINE float half_to_float(uint16_t bits) {
+#if defined(__F16C__)
+  return _cvtsh_ss(bits);
+#else
+  _Float16 half;
+  std::memcpy(&half, &bits, sizeof half);
+  return static_cast<float>(half);
+#endif
+}
+INLINE uint16_t float_to_half(float x) {
+#if defined(__F16C__)
+  return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const _Float16 half = static_cast<_Float16>(x);
+  uint16_t bits;
+  std::memcpy(&bits, &half, sizeof bits);
+  return bits;
+#endif
+}
+INLINE Floats load_halves(const uint16_t* p) {
+  Floats out;
+#if defined(__AVX512F__)
+  out.at[0] = (lanes)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  UNROLL EACH out.at[i] = (lanes)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * kLanes)));
+#elif defined(__ARM_NEON)
+  UNROLL EACH out.at[i] = (lanes)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + i * kLanes)));
+#else
+  EACH for (int j = 0; j < kLanes; j++) out.at[i][j] = half_to_float(p[i * kLanes + j]);
+#endif
+  return out;
+}
+INLINE void store_halves(uint16_t* p, Floats v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v.at[0], _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  UNROLL EACH _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * kLanes),
+                               _mm256_cvtps_ph((__m256)v.at[i], _MM_FROUND_TO_NEAREST_INT));
+#else
+  EACH for (int j = 0; j < kLanes; j++) p[i * kLanes + j] = float_to_half(v.at[i][j]);
+#endif
+}
+
+// Four inputs of sixteen outputs: 64 bytes, [output][input], unsigned; and the exact sums of their products with four
+// signed bytes that all outputs share.
+#if defined(__AVX512VNNI__)
+struct Bytes {
+  __m512i at;
+};
+INLINE Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+INLINE Bytes low_nibbles(Bytes w) { return {_mm512_and_si512(w.at, _mm512_set1_epi8(15))}; }
+INLINE Bytes high_nibbles(Bytes w) { return {_mm512_and_si512(_mm512_srli_epi16(w.at, 4), _mm512_set1_epi8(15))}; }
+INLINE void store_bytes(uint8_t* p, Bytes w) { _mm512_storeu_si512(p, w.at); }
+INLINE Ints dot(Ints sums, Bytes w, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  sums.at[0] = (ilanes)_mm512_dpbusd_epi32((__m512i)sums.at[0], w.at, _mm512_set1_epi32(four));
+  return sums;
+}
+#elif defined(__AVX2__)
+struct Bytes {
+  __m256i at[2];
+};
+INLINE Bytes load_bytes(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+INLINE Bytes low_nibbles(Bytes w) {
+  UNROLL EACH w.at[i] = _mm256_and_si256(w.at[i], _mm256_set1_epi8(15));
+  return w;
+}
+INLINE Bytes high_nibbles(Bytes w) {
+  UNROLL EACH w.at[i] = _mm256_and_si256(_mm256_srli_epi16(w.at[i], 4), _mm256_set1_epi8(15));
+  return w;
+}
+INLINE void store_bytes(uint8_t* p, Bytes w) {
+  UNROLL EACH _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32 * i), w.at[i]);
+}
+INLINE Ints dot(Ints sums, Bytes w, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  const __m256i spread = _mm256_set1_epi32(four);
+#if defined(__AVXVNNI__)
+  UNROLL EACH sums.at[i] = (ilanes)_mm256_dpbusd_avx_epi32((__m256i)sums.at[i], w.at[i], spread);
+#else  // in halves of 16 bits: the instruction for bytes saturates
+  const __m256i low = _mm256_set1_epi16(0xff);
+  const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(spread, 8), 8), odd = _mm256_srai_epi16(spread, 8);
+  UNROLL EACH {
+    const __m256i a = _mm256_madd_epi16(_mm256_and_si256(w.at[i], low), even);
+    const __m256i b = _mm256_madd_epi16(_mm256_srli_epi16(w.at[i], 8), odd);
+    sums.at[i] += (ilanes)_mm256_add_epi32(a, b);
+  }
+#endif
+  return sums;
+}
+#else
+struct Bytes {
+  uint8_t at[64];
+};
+INLINE Bytes load_bytes(const uint8_t* p) {
+  Bytes w;
+  std::memcpy(w.at, p, 64);
+  return w;
+}
+INLINE Bytes low_nibbles(Bytes w) {
+  for (uint8_t& byte : w.at) byte &= 15;
+  return w;
+}
+INLINE Bytes high_nibbles(Bytes w) {
+  for (uint8_t& byte : w.at) byte >>= 4;
+  return w;
+}
+INLINE void store_bytes(uint8_t* p, Bytes w) { std::memcpy(p, w.at, 64); }
+INLINE Ints dot(Ints sums, Bytes w, const int8_t* x) {
+  int32_t out[kPanel];
+  std::memcpy(out, &sums, sizeof out);
+  for (int r = 0; r < kPanel; r++)
+    for (int j = 0; j < 4; j++) out[r] += w.at[4 * r + j] * x[j];
+  std::memcpy(&sums, out, sizeof out);
+  return sums;
+}
+#endif
+
+}  // namespace hanmo::native

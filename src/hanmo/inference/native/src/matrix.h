@@ -1,0 +1,140 @@
+// Weight matrices as they lie in memory, and activations in 8 bits.
+//
+// A matrix has N outputs (rows of the stored weight) and K inputs. Outputs are taken 16 at a time (a panel), inputs 32
+// at a time (a group, which shares scales) and within a group 4 at a time (a step, what one instruction multiplies):
+//
+//   8 bits   values [panel][group][step 8][output 16][input 4], one byte each: the integer + 128
+//   4 bits   values [panel][group][pair of steps 4][output 16][input 4]: the first step's integer (0 to 15) in the
+//            low half of a byte, the second's in the high half
+//   scales   [panel][group][output 16] in half precision; with a minimum per group, [panel][group][2][output 16]:
+//            scales, then minima
+//   floats   [panel][input K][output 16], 32 or 16 bits
+//
+// What a weight is:  8 bits: scale * (byte - 128);  4 bits: scale * (nibble - 8), or scale * nibble + minimum.
+// N is filled up to a multiple of 16 and K of 32 with zero weights. The layout is the same on every machine, so that a
+// file of it can be mapped into memory and used.
+//
+// Activations are quantised row by row in the same groups: integers from -127 to 127 and, per group, a scale, the sum
+// of the integers, and the sum times the scale. The product of a group is
+//     float(sum of integer products) * (weight scale * activation scale)  [+ minimum * (activation sum * scale)]
+// and groups are added in their order, always. So a row's result is the same bits however many rows are computed with
+// it and whoever computes it.
+#pragma once
+
+#include <vector>
+
+#include "lanes.h"
+
+namespace hanmo::native {
+
+enum Kind : int64_t { kFloat32 = 0, kFloat16 = 1, kInt8 = 2, kInt4 = 3, kInt4Minimum = 4 };
+
+INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+struct Matrix {
+  int64_t kind = kFloat32, outputs = 0, inputs = 0;
+  const uint8_t* values = nullptr;
+  const uint16_t* scales = nullptr;
+
+  int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
+  int64_t width() const { return panels() * kPanel; }
+  int64_t groups() const { return (inputs + kGroup - 1) / kGroup; }
+  bool quantised() const { return kind >= kInt8; }
+  int64_t group_bytes() const { return kind == kInt8 ? kPanel * kGroup : kPanel * kGroup / 2; }
+  int64_t group_scales() const { return kind == kInt4Minimum ? 2 * kPanel : kPanel; }
+  int64_t value_bytes() const {
+    if (quantised()) return panels() * groups() * group_bytes();
+    return width() * inputs * (kind == kFloat32 ? 4 : 2);
+  }
+  int64_t scale_count() const { return quantised() ? panels() * groups() * group_scales() : 0; }
+  int32_t offset() const { return kind == kInt8 ? 128 : kind == kInt4 ? 8 : 0; }
+  const uint8_t* group_values(int64_t panel, int64_t group) const {
+    return values + (panel * groups() + group) * group_bytes();
+  }
+  const uint16_t* group_scale(int64_t panel, int64_t group) const {
+    return scales + (panel * groups() + group) * group_scales();
+  }
+
+  // The weights of one output, as floats: embeddings are looked up so.
+  void row(int64_t output, float* out) const {
+    const int64_t panel = output / kPanel, r = output % kPanel;
+    if (!quantised()) {
+      for (int64_t k = 0; k < inputs; k++) {
+        const int64_t at = (panel * inputs + k) * kPanel + r;
+        out[k] = kind == kFloat32 ? reinterpret_cast<const float*>(values)[at]
+                                  : half_to_float(reinterpret_cast<const uint16_t*>(values)[at]);
+      }
+      return;
+    }
+    for (int64_t group = 0; group < groups(); group++) {
+      const uint8_t* bytes = group_values(panel, group);
+      const uint16_t* scale = group_scale(panel, group);
+      const float d = half_to_float(scale[r]), least = kind == kInt4Minimum ? half_to_float(scale[kPanel + r]) : 0.0f;
+      for (int64_t i = 0; i < kGroup && group * kGroup + i < inputs; i++) {
+        const int64_t step = i / 4;
+        int32_t q;
+        if (kind == kInt8) {
+          q = bytes[step * 64 + r * 4 + i % 4];
+        } else {
+          const uint8_t both = bytes[step / 2 * 64 + r * 4 + i % 4];
+          q = step % 2 ? both >> 4 : both & 15;
+        }
+        out[group * kGroup + i] = d * static_cast<float>(q - offset()) + least;
+      }
+    }
+  }
+};
+
+// Rows of activations: as floats (K filled up with zeros), or in 8 bits where a quantised matrix reads them.
+struct Activations {
+  int64_t groups = 0;            // of the inputs of a row
+  int64_t row_groups = 0;        // from one row to the next: the same for all uses of a memory, which threads share
+  float* floats = nullptr;       // [row][row_groups * 32]
+  int8_t* values = nullptr;      // [row][row_groups * 32]
+  float* scales = nullptr;       // [row][row_groups]
+  int32_t* sums = nullptr;       // [row][row_groups], of the integers
+  float* scaled = nullptr;       // [row][row_groups], the same times the scale
+
+  int64_t stride() const { return row_groups * kGroup; }
+
+  // The same from a row on.
+  Activations from(int64_t row) const {
+    const int64_t values_before = row * stride(), groups_before = row * row_groups;
+    return {groups, row_groups, floats + values_before, values + values_before, scales + groups_before,
+            sums + groups_before, scaled + groups_before};
+  }
+};
+
+// One group of 32 floats.
+INLINE void quantise_group(Floats first, Floats second, int8_t* values, float* scale, int32_t* sum, float* scaled) {
+  const float top = largest(larger(magnitude(first), magnitude(second)));
+  const float d = top / 127.0f, factor = top > 1e-30f ? 127.0f / top : 0.0f;
+  const Ints a = nearest(first * all(factor)), b = nearest(second * all(factor));
+  int32_t out[kGroup];
+  std::memcpy(out, &a, sizeof a);
+  std::memcpy(out + kPanel, &b, sizeof b);
+  int32_t total = 0;
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(values), _mm512_cvtepi32_epi8((__m512i)a.at[0]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(values + kPanel), _mm512_cvtepi32_epi8((__m512i)b.at[0]));
+  total = _mm512_reduce_add_epi32(_mm512_add_epi32((__m512i)a.at[0], (__m512i)b.at[0]));
+#else
+  for (int i = 0; i < kGroup; i++) {
+    values[i] = static_cast<int8_t>(out[i]);
+    total += out[i];
+  }
+#endif
+  *scale = d;
+  *sum = total;
+  *scaled = d * static_cast<float>(total);
+}
+
+INLINE void quantise_row(const float* x, const Activations& a, int64_t row) {
+  for (int64_t g = 0; g < a.groups; g++) {
+    const int64_t at = row * a.row_groups + g;
+    quantise_group(load(x + g * kGroup), load(x + g * kGroup + kPanel), a.values + at * kGroup, a.scales + at,
+                   a.sums + at, a.scaled + at);
+  }
+}
+
+}  // namespace hanmo::native

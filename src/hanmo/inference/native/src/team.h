@@ -1,0 +1,77 @@
+// The threads that walk through the network together, with barriers on the way.
+//
+// They are those of torch's OpenMP team (the library is linked without a runtime of its own), so that no two teams spin
+// on the same cores. After a fork that team is gone and its runtime would wait for it for ever: the child computes
+// alone.
+#pragma once
+
+#include <omp.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace hanmo::native {
+
+class Team {
+ public:
+  explicit Team(int size) : most_(size), owner_(getpid()) {}
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  // Threads of the next call.
+  int size() const { return owner_ == getpid() ? most_ : 1; }
+
+  // Calls body(thread, threads) on every thread.
+  template <typename Body>
+  void run(const Body& body) {
+    running_ = size();
+    if (running_ == 1) return body(0);
+#pragma omp parallel num_threads(running_)
+    {
+      if (omp_get_thread_num() == 0 && omp_get_num_threads() != running_) running_ = omp_get_num_threads();
+#pragma omp barrier
+      body(omp_get_thread_num());
+    }
+  }
+
+  // Threads of the running call.
+  int running() const { return running_; }
+
+  // Every thread of the running call comes here before any goes on.
+  void barrier() {
+    if (running_ == 1) return;
+    const uint32_t round = round_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == running_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.fetch_add(1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
+      if (spins < kSpins)
+        relax();
+      else
+        sched_yield();  // another process may have this core
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 20000;
+
+  static void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  const int most_;
+  const pid_t owner_;
+  int running_ = 1;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> round_{0};
+};
+
+}  // namespace hanmo::native

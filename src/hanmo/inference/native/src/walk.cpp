@@ -1,0 +1,363 @@
+// The walk through a decoder: one call computes all layers for some tokens, on all threads.
+//
+// There are two ways to divide the work. With many rows each thread takes some of the rows through everything, so that
+// what it computes stays in its own cache; the threads meet once a layer, when the keys and values are stored. With few
+// rows the threads divide the outputs of each product, and meet after each. The numbers are the same.
+#include <algorithm>
+
+#include "model.h"
+
+namespace hanmo::native {
+namespace {
+
+constexpr int64_t kRowsPerThread = 12;  // from so many on, threads divide rows
+constexpr int64_t kPrivateRows = 2;     // so few are normed by every thread for itself, which is faster than to wait
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+Range share(int64_t n, int64_t part, int64_t parts) { return {n * part / parts, n * (part + 1) / parts}; }
+
+class Walk {
+ public:
+  Walk(Model& model, const Cache& cache, const Rows& rows, int thread, bool by_rows, Range own)
+      : m(model), s(model.shape), cache(cache), rows(rows), thread(thread), threads(model.team.running()),
+        mine(model.threads[thread]), by_rows(by_rows), own(own) {}
+
+  void run() {
+    embed();
+    for (int64_t layer = 0; layer < s.layers; layer++) block(layer);
+    output();
+  }
+
+ private:
+  Model& m;
+  const Shape& s;
+  const Cache& cache;
+  const Rows& rows;
+  const int thread, threads;
+  ThreadMemory& mine;
+  const bool by_rows;
+  const Range own;  // rows
+
+  // Where outputs are divided, the threads meet; where rows are, they need not.
+  void meet() {
+    if (!by_rows) m.team.barrier();
+  }
+  float* x(int64_t row) { return m.x.data() + row * round_up(s.hidden, kGroup); }
+  int64_t qkv_width() const { return round_up(s.query_width() + 2 * s.kv_width(), kPanel); }
+  float* qkv(int64_t row) { return m.qkv.data() + row * qkv_width(); }
+  int64_t attended_width() const { return round_up(s.query_width(), kGroup); }
+
+  void embed() {
+    const int64_t width = round_up(s.hidden, kGroup);
+    for (int64_t row = own.begin; row < own.end; row++) {
+      float* out = x(row);
+      std::fill(out, out + width, 0.0f);
+      m.embedding.row(rows.tokens[row], out);
+      if (s.embedding_scale != 1)
+        for (int64_t i = 0; i < s.hidden; i++) out[i] *= s.embedding_scale;
+      if (const Vector& table = m.vectors[kPositions]; !table.empty())
+        for (int64_t i = 0; i < s.hidden; i++) out[i] += table[rows.positions[row] * s.hidden + i];
+    }
+    meet();
+  }
+
+  void norm(const float* in, float* out, int64_t size, const Vector& weight, const Vector& bias) const {
+    Floats squares = all(0.0f), plain = all(0.0f);
+    float mean = 0;
+    const int64_t full = size / kPanel * kPanel;
+    if (s.layer_norm) {
+      float rest = 0;
+      for (int64_t i = 0; i < full; i += kPanel) plain = plain + load(in + i);
+      for (int64_t i = full; i < size; i++) rest += in[i];
+      mean = (sum(plain) + rest) / static_cast<float>(size);
+    }
+    float rest = 0;
+    for (int64_t i = 0; i < full; i += kPanel) {
+      const Floats v = load(in + i) - all(mean);
+      squares = fma(v, v, squares);
+    }
+    for (int64_t i = full; i < size; i++) rest += (in[i] - mean) * (in[i] - mean);
+    const float scale = 1.0f / std::sqrt((sum(squares) + rest) / static_cast<float>(size) + s.epsilon);
+    for (int64_t i = 0; i < full; i += kPanel) {
+      Floats v = (load(in + i) - all(mean)) * all(scale) * load(weight.data() + i);
+      if (!bias.empty()) v = v + load(bias.data() + i);
+      store(out + i, v);
+    }
+    for (int64_t i = full; i < size; i++)
+      out[i] = (in[i] - mean) * scale * weight[i] + (bias.empty() ? 0.0f : bias[i]);
+  }
+
+  // What a matrix reads: the rows that `make(row, out)` writes as floats, quantised if the matrix is.
+  template <typename Make>
+  Activations prepare(ActivationMemory& memory, const Matrix& matrix, int64_t count, Range part, const Make& make) {
+    const bool alone = !by_rows && count <= kPrivateRows;
+    ActivationMemory& chosen = alone ? mine.activations : memory;
+    const Activations a = chosen.view(matrix.inputs);
+    const Range range = by_rows ? part : alone ? Range{0, count} : share(count, thread, threads);
+    for (int64_t row = range.begin; row < range.end; row++) {
+      float* out = matrix.quantised() ? mine.row.data() : a.floats + row * a.stride();
+      std::fill(out + matrix.inputs, out + a.groups * kGroup, 0.0f);
+      make(row, out);
+      if (matrix.quantised()) quantise_row(out, a, row);
+    }
+    if (!alone) meet();
+    return a;
+  }
+
+  // out = matrix * a, for the rows and outputs that are this thread's.
+  void product(const Matrix& matrix, const Activations& a, float* out, int64_t stride, const Vector& bias, bool add) {
+    const Range panels = by_rows ? Range{0, matrix.panels()} : share(matrix.panels(), thread, threads);
+    const Range range = by_rows ? own : Range{0, rows.count};
+    const Target target{out + range.begin * stride, stride, add, bias.empty() ? nullptr : bias.data()};
+    multiply(matrix, panels.begin, panels.end, a.from(range.begin), range.size(), target, mine.unpacked);
+    meet();
+  }
+
+  void block(int64_t number) {
+    Layer& layer = m.layers[number];
+    const Matrix* matrices = layer.matrices;
+    const Vector* v = layer.vectors;
+    Activations a = prepare(m.activations, matrices[kQueryKeyValue], rows.count, own, [&](int64_t row, float* out) {
+      norm(x(row), out, s.hidden, v[kAttentionNorm], v[kAttentionNormBias]);
+    });
+    product(matrices[kQueryKeyValue], a, m.qkv.data(), qkv_width(), v[kQueryKeyValueBias], false);
+    store_keys(number, layer);
+    m.team.barrier();
+    attention(number, layer);
+    meet();
+    a = prepare(m.activations, matrices[kOutput], rows.count, own, [&](int64_t row, float* out) {
+      const float* in = m.attended.data() + row * attended_width();
+      std::copy(in, in + s.query_width(), out);
+    });
+    sublayer(matrices[kOutput], a, v[kOutputBias], v[kAttentionOutNorm], v[kAttentionOutNormBias]);
+    a = prepare(m.activations, matrices[kGateUp], rows.count, own, [&](int64_t row, float* out) {
+      norm(x(row), out, s.hidden, v[kMlpNorm], v[kMlpNormBias]);
+    });
+    a = inner(matrices[kGateUp], a, v[kGateUpBias], matrices[kDown]);
+    sublayer(matrices[kDown], a, v[kDownBias], v[kMlpOutNorm], v[kMlpOutNormBias]);
+  }
+
+  // Add a sublayer's output to the states, normed first if the model does that.
+  void sublayer(const Matrix& matrix, const Activations& a, const Vector& bias, const Vector& weight,
+                const Vector& shift) {
+    const int64_t width = round_up(s.hidden, kGroup);
+    if (weight.empty()) return product(matrix, a, m.x.data(), width, bias, true);
+    product(matrix, a, m.sublayer.data(), width, bias, false);
+    const Range range = by_rows ? own : share(rows.count, thread, threads);
+    for (int64_t row = range.begin; row < range.end; row++) {
+      float* out = mine.row.data();
+      norm(m.sublayer.data() + row * width, out, s.hidden, weight, shift);
+      for (int64_t i = 0; i < s.hidden; i++) x(row)[i] += out[i];
+    }
+    meet();
+  }
+
+  // A head's vector, normed if the model does that, rotated and scaled.
+  void head_vector(const float* in, float* out, int64_t position, const Vector& weight, const Rotary& rotary,
+                   float scale) const {
+    const int64_t size = s.head_size, half = s.rotary_size / 2;
+    if (weight.empty())
+      std::copy(in, in + size, out);
+    else
+      norm(in, out, size, weight, Vector());
+    const float *cosines = rotary.cosines.data() + position * half, *sines = rotary.sines.data() + position * half;
+    for (int64_t i = 0; i < half; i++) {
+      const float a = out[i], b = out[i + half];
+      out[i] = a * cosines[i] - b * sines[i];
+      out[i + half] = b * cosines[i] + a * sines[i];
+    }
+    for (int64_t i = 0; i < size; i++) out[i] *= scale;
+  }
+
+  void store_keys(int64_t number, const Layer& layer) {
+    const Rotary& rotary = m.rotary[layer.sliding];
+    const int64_t begin = by_rows ? own.begin : 0, count = by_rows ? own.size() : rows.count;
+    const Range units = by_rows ? Range{0, count * s.kv_heads} : share(count * s.kv_heads, thread, threads);
+    for (int64_t unit = units.begin; unit < units.end; unit++) {
+      const int64_t row = begin + unit / s.kv_heads, head = unit % s.kv_heads;
+      const float* in = qkv(row) + s.query_width() + head * s.head_size;
+      head_vector(in, mine.row.data(), rows.positions[row], layer.vectors[kKeyNorm], rotary, 1.0f);
+      remember(cache, number, head, table(row), rows.positions[row], mine.row.data(), in + s.kv_width(), s.head_size);
+    }
+  }
+
+  const int32_t* table(int64_t row) const { return rows.tables + rows.sequences[row] * rows.table_stride; }
+
+  // Queries of rows [first, last), which are one sequence's, and of heads [head, end) of one key/value head.
+  void attend_tile(int64_t number, const Layer& layer, int64_t first, int64_t last, int64_t head, int64_t end) {
+    const int64_t filled = s.filled_head(), group = s.heads / s.kv_heads;
+    Query queries[kQueries];
+    int count = 0;
+    for (int64_t row = first; row < last; row++)
+      for (int64_t h = head; h < end; h++, count++) {
+        float* vector = mine.queries.data() + count * filled;
+        const int64_t position = rows.positions[row];
+        head_vector(qkv(row) + h * s.head_size, vector, position, layer.vectors[kQueryNorm], m.rotary[layer.sliding],
+                    s.attention_scale);
+        const int64_t begin = layer.sliding ? std::max<int64_t>(0, position + 1 - s.window) : 0;
+        queries[count] = {vector, mine.outputs.data() + count * filled, begin, position + 1};
+      }
+    attend(cache, number, head / group, table(first), queries, count, s.attention_cap, mine.scores);
+    for (int i = 0; i < count; i++) {
+      const int64_t row = first + i / (end - head), h = head + i % (end - head);
+      std::copy(queries[i].out, queries[i].out + s.head_size,
+                m.attended.data() + row * attended_width() + h * s.head_size);
+    }
+  }
+
+  void attention(int64_t number, const Layer& layer) {
+    const int64_t group = s.heads / s.kv_heads;
+    if (!by_rows) {
+      const Range units = share(rows.count * s.heads, thread, threads);
+      for (int64_t unit = units.begin; unit < units.end;) {
+        const int64_t row = unit / s.heads, head = unit % s.heads;
+        const int64_t end = std::min({head / group * group + group, head + kQueries, head + units.end - unit});
+        attend_tile(number, layer, row, row + 1, head, end);
+        unit += end - head;
+      }
+      return;
+    }
+    const int64_t together = std::max<int64_t>(1, kQueries / group);
+    for (int64_t row = own.begin; row < own.end;) {
+      int64_t last = row + 1;
+      while (last < own.end && last - row < together && rows.sequences[last] == rows.sequences[row]) last++;
+      for (int64_t head = 0; head < s.heads;) {
+        const int64_t end = std::min(head / group * group + group, head + kQueries);
+        attend_tile(number, layer, row, last, head, end);
+        head = end;
+      }
+      row = last;
+    }
+  }
+
+  // The inner layer of the feed-forward network: gate and up products, activation; 32 outputs (a group) at a time.
+  Activations inner(const Matrix& matrix, const Activations& a, const Vector& bias, const Matrix& next) {
+    const Activations out = m.gated.view(next.inputs);
+    const int64_t panels = s.gated ? 4 : 2, stride = panels * kPanel;  // of a group
+    const Range range = by_rows ? own : Range{0, rows.count};
+    const Range groups = by_rows ? Range{0, out.groups} : share(out.groups, thread, threads);
+    float* tile = mine.tile.data();
+    for (int64_t g = groups.begin; g < groups.end; g++) {
+      const Target target{tile - g * stride, stride, false, bias.empty() ? nullptr : bias.data()};
+      multiply(matrix, g * panels, (g + 1) * panels, a.from(range.begin), range.size(), target, mine.unpacked);
+      for (int64_t row = range.begin; row < range.end; row++) {
+        const float* in = tile + (row - range.begin) * stride;
+        Floats first, second;
+        if (s.gated) {  // panels alternate: 16 gates, their 16 values
+          first = activate(load(in), s.activation) * load(in + kPanel);
+          second = activate(load(in + 2 * kPanel), s.activation) * load(in + 3 * kPanel);
+        } else {
+          first = activate(load(in), s.activation);
+          second = activate(load(in + kPanel), s.activation);
+        }
+        if (next.quantised()) {
+          const int64_t at = row * out.row_groups + g;
+          quantise_group(first, second, out.values + at * kGroup, out.scales + at, out.sums + at, out.scaled + at);
+        } else {
+          float* floats = out.floats + row * out.stride() + g * kGroup;
+          store(floats, first);
+          store(floats + kPanel, second);
+        }
+      }
+    }
+    meet();
+    return out;
+  }
+
+  void output() {
+    if (by_rows) m.team.barrier();
+    const int64_t width = m.head.width();
+    for (int64_t first = 0; first < rows.outputs; first += s.most_rows) {
+      const int64_t count = std::min(rows.outputs - first, s.most_rows);
+      const Activations a = m.activations.view(m.head.inputs);
+      const Range range = share(count, thread, threads);
+      for (int64_t i = range.begin; i < range.end; i++) {
+        float* out = m.head.quantised() ? mine.row.data() : a.floats + i * a.stride();
+        std::fill(out + s.hidden, out + a.groups * kGroup, 0.0f);
+        norm(x(rows.output_rows[first + i]), out, s.hidden, m.vectors[kFinalNorm], m.vectors[kFinalNormBias]);
+        if (m.head.quantised()) quantise_row(out, a, i);
+      }
+      m.team.barrier();
+      const Range panels = share(m.head.panels(), thread, threads);
+      const Vector& bias = m.vectors[kHeadBias];
+      const Target target{rows.logits + first * width, width, false, bias.empty() ? nullptr : bias.data()};
+      multiply(m.head, panels.begin, panels.end, a, count, target, mine.unpacked);
+      if (s.logit_cap > 0)
+        for (int64_t i = 0; i < count; i++)
+          for (int64_t o = panels.begin * kPanel; o < panels.end * kPanel; o += kPanel) {
+            float* p = rows.logits + (first + i) * width + o;
+            store(p, squash(load(p), s.logit_cap));
+          }
+      m.team.barrier();
+    }
+  }
+};
+
+// Rows for each thread, so that each has as much to do: attention costs more for later positions.
+std::vector<Range> divide(const Model& model, const Rows& rows, int threads) {
+  const Shape& s = model.shape;
+  std::vector<Range> out;
+  const double products = static_cast<double>(s.hidden) * (2 * s.query_width() + 2 * s.kv_width()) +
+                          static_cast<double>(s.hidden) * s.intermediate * (s.gated ? 3 : 2);
+  const double position = 8.0 * static_cast<double>(s.query_width());  // floats are about four times as slow as bytes
+  double total = 0, so_far = 0;
+  for (int64_t row = 0; row < rows.count; row++) total += products + position * rows.positions[row];
+  int64_t row = 0;
+  for (int t = 0; t < threads; t++) {
+    const int64_t begin = row;
+    while (row < rows.count && (t + 1 == threads || so_far < total * (t + 1) / threads))
+      so_far += products + position * rows.positions[row++];
+    out.push_back({begin, row});
+  }
+  return out;
+}
+
+}  // namespace
+
+void Model::reserve() {
+  const Shape& s = shape;
+  const int64_t rows = s.most_rows, hidden = round_up(s.hidden, kGroup);
+  const int64_t widest = std::max({hidden, round_up(s.query_width(), kGroup), s.filled_intermediate()});
+  const int64_t qkv_width = round_up(s.query_width() + 2 * s.kv_width(), kPanel);
+  x.resize(rows * hidden);
+  qkv.resize(rows * qkv_width);
+  sublayer.resize(rows * hidden);
+  attended.resize(rows * round_up(s.query_width(), kGroup));
+  activations.reserve(rows, std::max(hidden, round_up(s.query_width(), kGroup)));
+  gated.reserve(rows, s.filled_intermediate());
+  for (ThreadMemory& memory : threads) {
+    memory.activations.reserve(kPrivateRows, widest);
+    memory.row.resize(widest + s.filled_head());
+    memory.tile.resize(rows * 4 * kPanel);
+    memory.queries.resize(kQueries * s.filled_head());
+    memory.outputs.resize(kQueries * s.filled_head());
+  }
+}
+
+void forward(Model& model, const Cache& cache, const Rows& rows) {
+  if (model.shape.rotary_size) {
+    int32_t last = 0;
+    for (int64_t row = 0; row < rows.count; row++) last = std::max(last, rows.positions[row]);
+    for (Rotary& rotary : model.rotary) rotary.reach(last + 1);
+  }
+  std::vector<Range> own;  // of the rows
+  bool by_rows = false;
+  model.team.run([&](int thread) {
+    const int threads = model.team.running();
+    if (thread == 0) {
+      by_rows = rows.count >= kRowsPerThread * threads;
+      if (by_rows) {
+        own = divide(model, rows, threads);
+      } else {
+        for (int t = 0; t < threads; t++) own.push_back(share(rows.count, t, threads));
+      }
+    }
+    model.team.barrier();
+    Walk(model, cache, rows, thread, by_rows, own[thread]).run();
+  });
+}
+
+}  // namespace hanmo::native

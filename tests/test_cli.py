@@ -341,7 +341,7 @@ def test_the_model_is_the_same_in_transformers(road: SimpleNamespace) -> None:
 
     import hanmo
 
-    ours = hanmo.load(road.run)
+    ours = hanmo.load(road.run, engine="torch")
     theirs = AutoModelForCausalLM.from_pretrained(road.run / "model", torch_dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(road.run / "model")
     text = (road.texts / "000.txt").read_text(encoding="utf-8")[:200]

@@ -13,9 +13,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from hanmo.errors import DataError, ModelError, UsageError
-from hanmo.inference import batch as batch_module
-from hanmo.inference import engine, networks
-from hanmo.inference.engine import Completion, LanguageModel
+from hanmo.inference import decoders, engine, networks
+from hanmo.inference.language_model import Completion, LanguageModel
 from hanmo.models.architectures import take_over
 from hanmo.models.cache import KVCache
 from hanmo.models.transformer import TransformerConfig, build
@@ -223,7 +222,7 @@ def test_greedy_ids_equal_transformers_whatever_the_batch(
     for start in range(0, len(order), 8):
         mixed = order[start : start + 8]
         assert ids(pair.ours.generate([PROMPTS[i] for i in mixed], **options)) == [expected[i] for i in mixed]
-    monkeypatch.setattr(batch_module, "PREFILL_TOKENS", 24)
+    monkeypatch.setattr(pair.ours.network, "piece", 24)
     assert ids(pair.ours.generate(PROMPTS, **options)) == expected
 
 
@@ -238,7 +237,7 @@ def test_greedy_ids_equal_those_without_a_cache(pair: Pair, expected: list[list[
 
 @pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, CONTEXT - 1])
 def test_prompts_around_the_border_of_a_piece(llama: Pair, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_module, "PREFILL_TOKENS", BLOCK)
+    monkeypatch.setattr(llama.ours.network, "piece", BLOCK)
     ids = random_ids(llama.ours, length)
     completion = llama.ours.generate([ids], max_new_tokens=NEW, ignore_eos=True)[0]
     room = min(NEW, CONTEXT - length)
@@ -370,44 +369,50 @@ def test_the_text_is_what_the_tokenizer_decodes(model: LanguageModel) -> None:
         assert completion.text == model.tokenizer.decode(completion.ids)
 
 
+def reads(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """What the network will read: the numbers of tokens of the pieces of each step."""
+    seen: list[list[int]] = []
+    read = model.network.read
+    monkeypatch.setattr(
+        model.network, "read", lambda pieces: seen.append([len(piece.ids) for piece in pieces]) or read(pieces)
+    )
+    monkeypatch.setattr(model.engine, "new_guesser", None)
+    return seen
+
+
 def test_closing_a_stream_stops_the_work(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = []
-    step = batch_module.Batch.step
-    monkeypatch.setattr(batch_module.Batch, "step", lambda self, ids: steps.append(1) or step(self, ids))
+    seen = reads(model, monkeypatch)
     stream = model.stream("春", max_new_tokens=NEW, ignore_eos=True)
     next(stream), next(stream)
     stream.close()
-    assert len(steps) == 1
+    assert [len(pieces) for pieces in seen] == [1, 1]
+    assert not model.engine.rows
     assert not torch.is_inference_mode_enabled()  # nothing leaks to the caller between two chunks
 
 
-def test_finished_rows_leave_the_batch(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
-    step = batch_module.Batch.step
-    monkeypatch.setattr(batch_module.Batch, "step", lambda self, ids: sizes.append(len(ids)) or step(self, ids))
-    prompts = [random_ids(model, length) for length in (CONTEXT - 2, CONTEXT - 6, CONTEXT - 10)]
+def test_finished_rows_leave_and_waiting_ones_take_their_place(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = reads(model, monkeypatch)
+    monkeypatch.setattr(engine, "MAX_ROWS", 2)
+    prompts = [random_ids(model, length) for length in (CONTEXT - 6, CONTEXT - 4, CONTEXT - 2)]
     model.generate(prompts, max_new_tokens=10, ignore_eos=True)
-    assert sizes == [3] + [2] * 4 + [1] * 4
+    sizes = [len(pieces) for pieces in seen]
+    assert sizes == [2] * 6  # 6, 4 and 2 tokens: the third joins when the second has finished
+    assert seen[0] == [CONTEXT - 6, CONTEXT - 4]
+    assert not model.engine.rows
 
 
-def test_batches_are_bounded_in_rows_padding_and_memory(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[list[int]] = []
-    create = batch_module.Batch.__init__
-
-    def note(self: batch_module.Batch, network: Any, prompts: list[list[int]], room: int) -> None:
-        sizes.append([len(prompt) for prompt in prompts])
-        create(self, network, prompts, room)
-
-    monkeypatch.setattr(batch_module.Batch, "__init__", note)
-    lengths = [5, 40, 6, 41, 7, 42]
-    prompts = [random_ids(model, length) for length in lengths]
-    monkeypatch.setattr(engine, "MAX_ROWS", 4)
-    assert [c.index for c in model.generate(prompts, max_new_tokens=2, n=2)] == [i for i in range(6) for _ in range(2)]
-    assert sizes == [[5, 6], [7, 40], [41, 42]]
-    sizes.clear()
-    monkeypatch.setattr(engine, "CACHE_BYTES", 1)
-    model.generate(prompts, max_new_tokens=2)
-    assert sizes == [[length] for length in sorted(lengths)]
+def test_no_more_texts_are_written_at_once_than_there_is_memory_for(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [random_ids(model, length) for length in (5, 40, 6)]
+    together = model.generate(prompts, max_new_tokens=3, n=2)
+    seen = reads(model, monkeypatch)
+    monkeypatch.setattr(decoders, "CACHE_BYTES", 1)
+    alone = model.generate(prompts, max_new_tokens=3)
+    assert all(len(pieces) == 1 for pieces in seen)
+    assert [one.ids for one in alone] == [one.ids for one in together if one.choice == 0]
 
 
 def test_streams_of_several_threads_do_not_disturb_each_other(model: LanguageModel) -> None:

@@ -27,7 +27,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 import hanmo
 from hanmo.errors import ModelError
-from hanmo.inference.engine import LanguageModel
+from hanmo.inference.language_model import LanguageModel
 from hanmo.models.architectures import default_head, read_config, task_of, with_head
 from hanmo.models.cache import KVCache
 from hanmo.models.checkpoints.huggingface import read_config as read_folder_config
@@ -962,7 +962,7 @@ def test_long_rows_are_scored_in_pieces(tmp_path: Path, tokenizer: Tokenizer, mo
     ours = hanmo.load(tmp_path / "m")
     ids = torch.randint(3, V, (2, 40), generator=torch.Generator().manual_seed(0)).numpy()
     whole = ours.score(ids)
-    monkeypatch.setattr("hanmo.inference.networks.PREFILL_TOKENS", 9)
+    monkeypatch.setattr("hanmo.inference.decoders.PREFILL_TOKENS", 9)
     torch.testing.assert_close(torch.from_numpy(ours.score(ids)), torch.from_numpy(whole), atol=1e-4, rtol=1e-5)
 
 

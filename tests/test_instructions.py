@@ -576,7 +576,7 @@ def test_stop_and_resume_equal_one_run_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_network_learns_to_answer_and_to_stop(tmp_path: Path) -> None:
-    from hanmo.inference.engine import LanguageModel
+    from hanmo.inference.language_model import LanguageModel
 
     made = small_tokenizer()
     answers = {"sun": "moon", "moon": "sun", "明": "月", "hello": "hello 4"}

@@ -14,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import hanmo
 from hanmo import catalog
 from hanmo.errors import HanmoError, ModelError, NetworkError, ResourceError, UsageError
-from hanmo.inference.engine import LanguageModel
+from hanmo.inference.language_model import LanguageModel
 from hanmo.inference.loading import choose_device, find, load, set_threads
+from hanmo.inference.native import library
 from hanmo.models.checkpoints.save import save_folder
 from hanmo.models.transformer import Transformer, TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
@@ -166,7 +167,7 @@ def test_half_precision_weights_are_computed_in_float32_on_a_cpu(
     half = Transformer(network.config)
     half.load_state_dict(network.state_dict())
     save(place / "m", half.to(torch.bfloat16), tokenizer)
-    assert load("m", device="cpu").model.output_weight.dtype == torch.float32
+    assert load("m", device="cpu", engine="torch").model.output_weight.dtype == torch.float32
 
 
 # Device and threads --------------------------------------------------------------------------------------------------
@@ -246,10 +247,22 @@ def in_transformers(model: LanguageModel) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def stories(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def stories_file(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (shared_data / "stories260k").is_dir():
         pytest.skip("stories260k is not in the shared data")
-    return load(build_gguf(shared_data, tmp_path_factory.mktemp("stories") / "stories.gguf"), device="cpu")
+    return build_gguf(shared_data, tmp_path_factory.mktemp("stories") / "stories.gguf")
+
+
+@pytest.fixture(scope="module", params=["native", "torch"])
+def stories(stories_file: Path, request: pytest.FixtureRequest) -> LanguageModel:
+    return computed_by(request.param, stories_file)
+
+
+def computed_by(engine: str, path: Path | str) -> LanguageModel:
+    """A model in float32, by one of the engines."""
+    if engine == "native" and library.load()[0] is None:
+        pytest.skip(f"no native engine: {library.load()[1]}")
+    return load(path, device="cpu", precision="fp32", engine=engine, offline=True)
 
 
 def test_a_small_real_model_tells_its_known_story(stories: LanguageModel) -> None:
@@ -261,9 +274,10 @@ def test_a_small_real_model_tells_its_known_story(stories: LanguageModel) -> Non
     assert "".join(chunk.text for chunk in chunks).strip().startswith(FIRST_WORDS)
 
 
-def test_a_small_real_model_writes_what_transformers_writes(stories: LanguageModel) -> None:
+def test_a_small_real_model_writes_what_transformers_writes(stories: LanguageModel, stories_file: Path) -> None:
+    theirs = in_transformers(computed_by("torch", stories_file))
     prompts = ["", "Lily and Tom went to", "从前有座山", "The dog", "One day, a cat and a bird"]
-    assert_same_greedy_ids(stories, in_transformers(stories), prompts, 60)
+    assert_same_greedy_ids(stories, theirs, prompts, 60)
 
 
 def test_a_sensible_text_is_more_probable_than_its_words_shuffled(stories: LanguageModel) -> None:
@@ -273,11 +287,11 @@ def test_a_sensible_text_is_more_probable_than_its_words_shuffled(stories: Langu
     assert mean[0] > -1.0 > -2.5 > mean[1]
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> LanguageModel:
+@pytest.fixture(scope="module", params=["native", "torch"])
+def smollm2(request: pytest.FixtureRequest) -> LanguageModel:
     """SmolLM2-135M-Instruct where it was fetched before; tests never download."""
     try:
-        return load("smollm2-135m-instruct", device="cpu", offline=True)
+        return computed_by(request.param, "smollm2-135m-instruct")
     except HanmoError as error:
         pytest.skip(f"SmolLM2 is not in the cache: {error.what}")
 
@@ -287,4 +301,5 @@ def test_smollm2_answers_and_writes_what_transformers_writes(smollm2: LanguageMo
     assert "Paris" in answer.text
     assert answer.finish_reason == "stop"
     prompts = ["The capital of France is", "从前有座山，"]
-    assert_same_greedy_ids(smollm2, in_transformers(smollm2), prompts, 8)
+    theirs = in_transformers(computed_by("torch", "smollm2-135m-instruct"))
+    assert_same_greedy_ids(smollm2, theirs, prompts, 8)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hanmo.errors import DataError, ModelError, UsageError
-from hanmo.inference.engine import LanguageModel
+from hanmo.inference.language_model import LanguageModel
 from hanmo.models.architectures import read_config, take_over
 from hanmo.models.heads import HeadConfig
 from hanmo.models.transformer import Transformer, build

@@ -25,7 +25,7 @@ from starlette.testclient import TestClient
 
 from hanmo.cli.main import main
 from hanmo.errors import ResourceError, UsageError
-from hanmo.inference.engine import LanguageModel
+from hanmo.inference.language_model import LanguageModel
 from hanmo.models.transformer import Transformer, TransformerConfig
 from hanmo.serving import server
 from hanmo.serving.app import create_app

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hanmo.errors import ModelError
-from hanmo.models.cache import KVCache
+from hanmo.models.cache import CachePool, KVCache
 from hanmo.models.cost import forward_flops_per_token, kv_cache_bytes, num_parameters
 from hanmo.models.kernels import native
 from hanmo.models.transformer import Transformer, TransformerConfig, build
@@ -66,15 +66,23 @@ def test_a_cache_that_is_full_says_so() -> None:
         model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
 
 
-def test_selecting_rows_keeps_what_they_hold() -> None:
-    model = Transformer(CONFIG)
+@pytest.mark.parametrize("config", VARIANTS)
+def test_texts_of_different_lengths_share_a_pool(config: TransformerConfig) -> None:
+    model = Transformer(config).eval()
     model.initialize(0)
-    ids = torch.arange(12).view(3, 4)
-    cache = KVCache(CONFIG, batch_size=3, max_length=8)
-    model(ids, cache=cache)
-    cache.select(torch.tensor([2, 0]))
-    alone = model(torch.cat([ids[[2, 0]], torch.tensor([[5], [6]])], dim=1))[:, -1:]
-    torch.testing.assert_close(model(torch.tensor([[5], [6]]), cache=cache), alone)
+    pool = CachePool(config, torch.float32, torch.device("cpu"))
+    texts = [[5, 1, 2, 3, 4], [7, 8], [9, 6, 5]]
+    slots = [pool.take(columns) for columns in (3, 8, 4)]  # it grows, and keeps what it holds
+    for ids, slot in zip(texts, slots, strict=True):
+        model(torch.tensor([ids[:-1]]), cache=pool.view([slot], [0], len(ids) - 1))
+    pool.copy(slots[1], slots[0], 1)
+    texts[0] = [7, 2]
+    order = [2, 0, 1]
+    view = pool.view([slots[row] for row in order], [len(texts[row]) - 1 for row in order], 1)
+    last = torch.tensor([texts[row][-1:] for row in order])
+    together = model(last, cache=view, positions_BT=view.places_BT)
+    for row, logits in zip(order, together, strict=True):
+        torch.testing.assert_close(logits, model(torch.tensor([texts[row]]))[0, -1:], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("config", VARIANTS)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hanmo.data.tokens import TokenCorpus
     from hanmo.evaluation.comparison import Comparison
     from hanmo.evaluation.report import Sample
-    from hanmo.inference.engine import LanguageModel
+    from hanmo.inference.language_model import LanguageModel
     from hanmo.training.plan import Plan
     from hanmo.training.processes import Processes
 

@@ -11,14 +11,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hanmo.cli.outcome import Outcome
 from hanmo.errors import DataError, NetworkError, UsageError
-from hanmo.inference.settings import GenerationSettings
+from hanmo.inference.settings import EngineSettings, GenerationSettings
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, argument, notice, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hanmo.inference.engine import Chunk, LanguageModel
+    from hanmo.inference.engine import Chunk
+    from hanmo.inference.language_model import LanguageModel
     from hanmo.inference.remote import RemoteModel
 
 HELP = "talk to a model in the terminal (default: SmolLM2-135M-Instruct)"
@@ -26,7 +27,7 @@ HELP_ZH = "在终端与模型对话（默认 SmolLM2-135M-Instruct）"
 
 
 @dataclass
-class ChatSettings(CommonSettings, GenerationSettings):
+class ChatSettings(CommonSettings, EngineSettings, GenerationSettings):
     """Settings of ``hanmo chat``."""
 
     model: str = argument(
@@ -38,7 +39,6 @@ class ChatSettings(CommonSettings, GenerationSettings):
     temperature: float = option(
         0.3, "0 takes the likeliest token, higher is more varied", zh="0 为贪心，越大越多样"
     )  # small chat models lose the thread at the warmth that suits stories
-    device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
 
 
 class Conversation:
@@ -148,7 +148,7 @@ def run(settings: ChatSettings) -> Outcome | None:
     from hanmo.inference.loading import load_language_model
     from hanmo.inference.remote import RemoteModel
 
-    model: Any = load_language_model(settings.model, device=settings.device, offline=settings.offline)
+    model: Any = load_language_model(settings.model, **settings.engine_options(), offline=settings.offline)
     remote = isinstance(model, RemoteModel)
     conversation = RemoteConversation(model, settings.system) if remote else Conversation(model, settings.system)
     interactive = sys.stdin.isatty()

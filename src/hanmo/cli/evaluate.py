@@ -10,6 +10,7 @@ from hanmo.cli.road import prepare_corpus
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
 from hanmo.folder import read_manifest
+from hanmo.inference.settings import EngineSettings
 from hanmo.settings import CommonSettings, argument, option
 
 HELP = "perplexity and bits per byte of a model, beside a 5-gram model and the uniform bound"
@@ -17,7 +18,7 @@ HELP_ZH = "模型的困惑度与比特/字节，并与 5 元模型和均匀分�
 
 
 @dataclass
-class EvaluateSettings(CommonSettings, DataSettings):
+class EvaluateSettings(CommonSettings, EngineSettings, DataSettings):
     """Settings of ``hanmo evaluate``."""
 
     model: str = argument(
@@ -35,7 +36,6 @@ class EvaluateSettings(CommonSettings, DataSettings):
         "where texts are prepared; default: evaluation-data (of models of words nothing is kept)",
         zh="文本的处理目录；默认 evaluation-data（词模型不保留）",
     )
-    device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
 
 
 def own_data(settings: EvaluateSettings) -> str:
@@ -72,7 +72,7 @@ def run(settings: EvaluateSettings) -> Outcome:
         refuse_data_settings(settings)
         rows = evaluate_words(folder, settings.paths, settings.out, part=settings.part, device=settings.device)
         return Outcome({"words": [row.as_dict() for row in rows]}, describe_words(rows))
-    model = load_language_model(settings.model, device=settings.device, offline=settings.offline)
+    model = load_language_model(settings.model, **settings.engine_options(), offline=settings.offline)
     paths = settings.paths or [own_data(settings)]
     corpus = prepare_corpus(paths, settings, Path(settings.out or "evaluation-data"))
     tokens = corpus.tokenize(model.tokenizer)

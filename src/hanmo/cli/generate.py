@@ -9,7 +9,7 @@ from typing import Any
 
 from hanmo.cli.outcome import Outcome
 from hanmo.errors import UsageError
-from hanmo.inference.settings import GenerationSettings
+from hanmo.inference.settings import EngineSettings, GenerationSettings
 from hanmo.settings import CommonSettings, argument, notice, option
 
 HELP = "continue prompts with a model"
@@ -17,7 +17,7 @@ HELP_ZH = "让模型续写"
 
 
 @dataclass
-class GenerateSettings(CommonSettings, GenerationSettings):
+class GenerateSettings(CommonSettings, EngineSettings, GenerationSettings):
     """Settings of ``hanmo generate``."""
 
     model: str = argument(
@@ -31,7 +31,6 @@ class GenerateSettings(CommonSettings, GenerationSettings):
     )
     n: int = option(1, "answers per prompt", zh="每个提示的回答数")
     ignore_eos: bool = option(False, "go on after the end-of-text token", zh="遇到结束符仍继续")
-    device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
 
 
 def read_prompts(given: list[str]) -> list[str]:
@@ -58,7 +57,7 @@ def run(settings: GenerateSettings) -> Outcome | None:
     from hanmo.inference.remote import RemoteModel
 
     prompts = read_prompts(settings.prompts)
-    model: Any = load_language_model(settings.model, device=settings.device, offline=settings.offline)
+    model: Any = load_language_model(settings.model, **settings.engine_options(), offline=settings.offline)
     options = {**settings.sampling_options(), "n": settings.n, "ignore_eos": settings.ignore_eos}
     if len(prompts) == 1 and settings.n == 1 and not settings.json:
         stream = model.stream(prompts[0], **options)

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanmo.errors import UsageError, missing_package
+from hanmo.inference.settings import EngineSettings
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, argument, notice, option
 
 if TYPE_CHECKING:
-    from hanmo.inference.engine import LanguageModel
+    from hanmo.inference.language_model import LanguageModel
 
 HELP = "serve a model on this machine: OpenAI API and a page in the browser"
 HELP_ZH = "在本机提供模型服务：OpenAI 接口和网页"
 
 
 @dataclass
-class ServeSettings(CommonSettings):
+class ServeSettings(CommonSettings, EngineSettings):
     """Settings of ``hanmo serve``."""
 
     model: str = argument(
@@ -29,7 +30,6 @@ class ServeSettings(CommonSettings):
         default="smollm2-135m-instruct",
     )
     port: int = option(8000, "port of 127.0.0.1; 0 takes a free one", zh="127.0.0.1 上的端口；0 为任一空闲端口")
-    device: str = option("auto", "where the model computes: auto, cpu, cuda", zh="计算设备：auto、cpu 或 cuda")
 
 
 def run(settings: ServeSettings) -> None:
@@ -55,7 +55,9 @@ def run(settings: ServeSettings) -> None:
     def load() -> LanguageModel:
         from hanmo.inference.loading import load_language_model
 
-        model: LanguageModel = load_language_model(settings.model, device=settings.device, offline=settings.offline)
+        model: LanguageModel = load_language_model(
+            settings.model, **settings.engine_options(), offline=settings.offline
+        )
         return model
 
     def announce(address: str) -> None:

@@ -1,72 +1,69 @@
-"""The engine: a network and its tokenizer as something that writes, streams and scores text.
+"""The engine: requests in, tokens out.
 
-A call is decoded in batches of rows of similar length; what differs from one kind of network to another is in
-:mod:`hanmo.inference.networks`. The n choices of a prompt share
-the work of reading it, every choice draws from its own generator, and a row that has finished leaves its batch.
+A step of the engine reads some tokens of every request that is running: the next token of those that write, and pieces
+of the prompts of those that do not yet. A request joins as soon as there is room and leaves when it has finished, so
+requests of any length and age share the work (continuous batching; Yu et al. 2022). What texts that have finished left
+in the cache serves later prompts that begin alike. Guesses of the next tokens (speculation) are read together with the
+token they follow, and those that turn out right need no step of their own.
 
-Letters in names: B rows, T tokens, V vocabulary.
+There is no thread of the engine's own: whoever waits for a token makes the next step for all (:meth:`Engine.chunks`).
+
+Letters in names: B rows, L tokens whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hanmo.errors import ModelError, UsageError
-from hanmo.inference.networks import Network, SourceNetwork, adapt
+from hanmo.errors import ModelError
+from hanmo.inference.networks import Network, Piece, Text
 from hanmo.inference.sampling import Sampling, draw, process
+from hanmo.inference.speculation import Guesser, PromptLookup
 from hanmo.inference.stream import IncrementalDecoder
-from hanmo.models.ngram import NGramModel
-from hanmo.models.recurrent import RecurrentModel
-from hanmo.models.transformer import Transformer
 
-if TYPE_CHECKING:
-    from hanmo.text.tokenizer import Tokenizer
-
-MAX_ROWS = 32  # rows that decode together
-CACHE_BYTES = 1 << 30  # keys and values of one batch, unless a single row needs more
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # what chat templates close an answer with
+MAX_ROWS = 32  # texts that are written at the same time
+MAX_GUESSING = 4  # texts; where more are written at once, guesses cost as much as they save
+BUSY_PIECE = 128  # tokens of prompts read in one step while others wait for their next token
+KEPT = 64  # finished texts that stay in the cache for prompts that begin alike
+SHARED = 16  # tokens; a shorter common beginning is read again
 
 FinishReason = Literal["stop", "length"]
-Prompt = str | Sequence[int]
 
 
 @dataclass
-class Completion:
-    """What was written after a prompt.
+class TokenLogprobs:
+    """What the network thought of a token that was written, before temperature and the other processors.
 
     Attributes:
-        text: the new text, without the stop string that ended it.
-        ids: the new tokens as they were generated, the closing end-of-sequence token included.
-        finish_reason: "stop" (end-of-sequence token or stop string) or "length" (``max_new_tokens`` or the context).
-        prompt_tokens: tokens the model read before it wrote.
-        index: which prompt of the call this belongs to.
-        choice: 0 to n-1.
-        stop_string: the stop string that was met, if any.
+        logprob: log-probability of the token, nats.
+        top: ids and log-probabilities of the most probable tokens, as many as were asked for.
     """
 
-    text: str
-    ids: list[int]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    index: int = 0
-    choice: int = 0
-    stop_string: str | None = None
+    logprob: float
+    top: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass
 class Chunk:
     """One step of a stream: the next token of one choice and the text that became certain with it (often none).
 
-    The texts of a choice add up to the text that :meth:`LanguageModel.generate` returns; so do the ids. Only the last
-    chunk of a choice has a ``finish_reason``.
+    The texts of a choice add up to the text that is given at once; so do the ids. Only the last chunk of a choice has a
+    ``finish_reason``.
+
+    Attributes:
+        reused_tokens: of the prompt, tokens that were still in the cache and not read again.
+        logprobs: one entry per id, where they were asked for.
     """
 
     text: str
@@ -76,375 +73,478 @@ class Chunk:
     index: int = 0
     choice: int = 0
     stop_string: str | None = None
+    reused_tokens: int = 0
+    logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass
-class Row:
-    """One sequence that is being written."""
+class Vocabulary:
+    """What the engine must know of tokens.
 
-    index: int
+    Attributes:
+        size: ids from here on are never written.
+        piece: the bytes of a token.
+        ends: tokens that end a text.
+        forbidden: tokens that are never written.
+    """
+
+    size: int
+    piece: Callable[[int], bytes]
+    ends: frozenset[int]
+    forbidden: list[int]
+
+
+class Request:
+    """A prompt that is to be continued, and the chunks that nobody has taken yet."""
+
+    def __init__(self, ids: Sequence[int], sampling: Sampling, index: int, room: int, adapter: str | None) -> None:
+        self.ids, self.sampling, self.index, self.room, self.adapter = list(ids), sampling, index, room, adapter
+        self.chunks: deque[Chunk] = deque()
+        self.going = sampling.n  # choices that have not finished
+        self.cancelled = False
+        self.error: BaseException | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        return self.going == 0 or self.cancelled or self.error is not None
+
+    @property
+    def columns(self) -> int:
+        """Tokens that prompt and answer have at most."""
+        return len(self.ids) + self.room
+
+
+@dataclass(eq=False)
+class Row:
+    """One choice of a request.
+
+    Attributes:
+        ids: prompt and answer; the network has read the first ``text.length`` of them.
+        first: tokens before the first that was written.
+        reused: of the prompt, tokens that were in the cache.
+    """
+
+    request: Request
     choice: int
-    prompt_tokens: int
-    room: int  # tokens that may still be generated
+    text: Text
+    ids: list[int]
+    first: int
+    reused: int
     decoder: IncrementalDecoder
-    generator: torch.Generator
+    generator: torch.Generator | None
+    guesser: Guesser | None
+    guess: list[int] = field(default_factory=list)
     finished: bool = False
 
-    def accept(self, id: int, piece: bytes, ends: bool) -> Chunk:
-        """Take the next token: ``piece`` are its bytes, ``ends`` says that it closes the text."""
-        self.room -= 1
-        text = "" if ends else self.decoder.feed(piece)
+    @property
+    def unread(self) -> int:
+        """Tokens that the network has not read yet; one where the next is to be written."""
+        return len(self.ids) - self.text.length
+
+    def accept(self, id: int, vocabulary: Vocabulary, logprobs: TokenLogprobs | None) -> None:
+        """Take the next token."""
+        ends = id in vocabulary.ends and not self.request.sampling.ignore_eos
+        self.ids.append(id)
+        text = "" if ends else self.decoder.feed(vocabulary.piece(id))
         reason: FinishReason | None = None
         if ends or self.decoder.stop_string is not None:
             reason = "stop"
-        elif self.room == 0:
+        elif len(self.ids) - self.first == self.request.room:
             reason = "length"
         if reason is not None:
             text += self.decoder.finish()
-            self.finished = True
             if self.decoder.stop_string is not None:  # an unfinished character at the very end can complete one
                 reason = "stop"
-        return self.chunk(text, [id], reason)
+        self.give(text, [id], reason, None if logprobs is None else [logprobs])
 
-    def give_up(self) -> Chunk:
-        """End a row for which every token is forbidden."""
-        self.finished = True
-        return self.chunk(self.decoder.finish(), [], "stop")
+    def give_up(self) -> None:
+        """End: every token is forbidden."""
+        self.give(self.decoder.finish(), [], "stop")
 
-    def chunk(self, text: str, ids: list[int], reason: FinishReason | None) -> Chunk:
-        """A chunk that carries this row's place in the call."""
-        return Chunk(text, ids, reason, self.prompt_tokens, self.index, self.choice, self.decoder.stop_string)
+    def give(
+        self, text: str, ids: list[int], reason: FinishReason | None, logprobs: list[TokenLogprobs] | None = None
+    ) -> None:
+        """Put a chunk where the request's reader finds it."""
+        request, place = self.request, (len(self.request.ids), self.request.index, self.choice)
+        request.chunks.append(Chunk(text, ids, reason, *place, self.decoder.stop_string, self.reused, logprobs))
+        if reason is not None:
+            self.finished = True
+            request.going -= 1
 
 
-class LanguageModel:
-    """A network that writes, with its tokenizer: a decoder, an encoder-decoder, a recurrent network, an n-gram model.
+@dataclass(eq=False)
+class Kept:
+    """A finished text that is still in the cache."""
+
+    ids: NDArray[np.int64]
+    text: Text
+    adapter: str | None
+
+
+class Engine:
+    """Runs the requests to one network; several threads may use it.
 
     Args:
-        model: the network; it is put into evaluation mode.
-        tokenizer: the tokenizer it was trained with.
-        name: what the user calls the model.
-        eos_ids: tokens that end a text; the tokenizer's own and the usual ends of a chat turn are added.
-        prompt_prefix: tokens put before every *text* prompt (a beginning-of-sequence token, a document separator).
-        prompt_suffix: tokens put after every *text* prompt (the end of an encoder-decoder's source).
-        start_ids: the tokens with which the answer of an encoder-decoder begins.
-        forbidden_ids: tokens that are never written.
-
-    Prompts given as ids are never changed. An empty prompt starts from the prefix, else from BOS or EOS.
-
-    >>> model.generate("Once upon a time", max_new_tokens=20)[0].text       # doctest: +SKIP
-    >>> model.logprobs(model.tokenizer.encode("从前有座山")).mean()            # doctest: +SKIP
+        network: what computes.
+        vocabulary: what it may write.
+        name: of the model, for errors.
+        speculate: whether to guess tokens that followed the same tokens before; the results are the same.
+        draft: makes the guesser of a row, instead.
     """
 
     def __init__(
         self,
-        model: Transformer | RecurrentModel | NGramModel | Network,
-        tokenizer: Tokenizer,
+        network: Network,
+        vocabulary: Vocabulary,
         *,
         name: str = "model",
-        eos_ids: Sequence[int] = (),
-        prompt_prefix: Sequence[int] = (),
-        prompt_suffix: Sequence[int] = (),
-        start_ids: Sequence[int] = (),
-        forbidden_ids: Sequence[int] = (),
+        speculate: bool = True,
+        draft: Callable[[], Guesser] | None = None,
     ) -> None:
-        self.model = model
-        self.network = adapt(model, start_ids=start_ids)
-        self.tokenizer = tokenizer
-        self.name = name
-        self.prompt_prefix, self.prompt_suffix = list(prompt_prefix), list(prompt_suffix)
-        ends = [*eos_ids, tokenizer.eos_id, *(tokenizer.special_tokens.get(token) for token in END_OF_TURN)]
-        self.eos_ids = frozenset(id for id in ends if id is not None)
-        size = min(self.network.vocab_size, tokenizer.vocab_size)
-        self.forbidden_ids = [id for id in forbidden_ids if 0 <= id < size]
+        self.network, self.vocabulary, self.name = network, vocabulary, name
+        self.new_guesser: Callable[[], Guesser] | None = None
+        if network.trims and (draft or speculate):
+            self.new_guesser = draft or PromptLookup
+        self.waiting: deque[Request] = deque()
+        self.rows: list[Row] = []
+        self.kept: list[Kept] = []
+        self.changed = threading.Condition()
+        self.busy = False  # somebody is making a step
+        self.steps = 0
+        self.read_tokens = 0
+        self.guessed_tokens = 0
+        self.right_tokens = 0  # of those guessed
 
-    @property
-    def context_length(self) -> int:
-        """Tokens the model can see at once, prompt and answer together."""
-        return self.network.context_length
+    # From outside, by any thread -------------------------------------------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.network.device
-
-    @property
-    def start_id(self) -> int | None:
-        """The token a text begins after: the prompt prefix, else BOS, else EOS (a document separator)."""
-        candidates = [*self.prompt_prefix[-1:], self.tokenizer.bos_id, self.tokenizer.eos_id]
-        return next((id for id in candidates if id is not None), None)
-
-    @property
-    def reads_source(self) -> bool:
-        """Whether the prompt is a source apart from the answer: an encoder-decoder."""
-        return isinstance(self.network, SourceNetwork)
-
-    def room(self, prompt_tokens: int) -> int:
-        """Tokens that may follow a prompt of that length; below one if it is too long."""
-        return self.network.room(prompt_tokens)
-
-    # Writing ---------------------------------------------------------------------------------------------------------
-
-    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
-        """Continue one or many prompts.
+    def submit(
+        self, ids: Sequence[int], sampling: Sampling, *, room: int, index: int = 0, adapter: str | None = None
+    ) -> Request:
+        """Put a request at the end of the queue.
 
         Args:
-            prompts: a text, a list of ids, or a list of these.
-            options: the fields of :class:`~hanmo.inference.sampling.Sampling`.
+            ids: the prompt, not empty.
+            room: tokens that may be written, at least one.
+            index: what its chunks are to be numbered by.
+            adapter: the name of an adapter of the network.
+        """
+        request = Request(ids, sampling, index, room, adapter)
+        self.waiting.append(request)
+        return request
 
-        Returns:
-            ``n`` completions per prompt, in the order of the prompts.
+    def chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
+        """The chunks of some requests as they come. Closing the iterator cancels the requests.
 
         Raises:
-            UsageError: a bad option, an id outside the vocabulary, or a prompt longer than the context.
+            ModelError: the network computes NaN or infinite values.
+            ResourceError: there is not enough memory for a text.
         """
-        sampling = Sampling.from_options(options)
-        completions: dict[tuple[int, int], Completion] = {}
-        for batch in self._batches(self._encode_all(prompts), sampling):
-            for chunk in self._decode(batch, sampling):
-                key = (chunk.index, chunk.choice)
-                done = completions.setdefault(key, Completion("", [], "length", chunk.prompt_tokens, *key))
-                done.text += chunk.text
-                done.ids += chunk.ids
-                done.finish_reason = chunk.finish_reason or "length"
-                done.stop_string = chunk.stop_string
-        return [completions[key] for key in sorted(completions)]
+        try:
+            while True:
+                for request in requests:
+                    while request.chunks:
+                        yield request.chunks.popleft()
+                    if request.error is not None:
+                        raise request.error
+                if all(request.finished for request in requests):
+                    return
+                if self.claim(lambda: any(request.chunks or request.error for request in requests)):
+                    try:
+                        self.step()
+                    finally:
+                        self.unclaim()
+        finally:
+            self.cancel(requests)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
-        """Continue one prompt token by token; with ``n`` > 1 the chunks of the choices alternate.
-
-        The checks happen at once, the work while the result is iterated; closing the iterator stops it.
-
-        Raises:
-            UsageError: as :meth:`generate`.
-        """
-        sampling = Sampling.from_options(options)
-        if not is_prompt(prompt):
-            raise UsageError("stream takes one prompt: a text or a list of ids", fix="call it once per prompt")
-        return self._decode([(0, self.encode_prompt(prompt))], sampling)
-
-    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        """The ids of a conversation in the model's own template, ready for :meth:`generate` or :meth:`stream`."""
-        from hanmo.text.chat import render_chat  # jinja is needed for chat only
-
-        return render_chat(self.tokenizer, messages, add_generation_prompt=True)
-
-    def chat(self, messages: list[dict[str, str]], **options: Any) -> list[Completion]:
-        """Answer a conversation of ``{"role": ..., "content": ...}`` messages; options as in :meth:`generate`."""
-        return self.generate([self.chat_ids(messages)], **options)
-
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """The ids the model reads for a prompt: a text after the prefix, ids unchanged.
-
-        Raises:
-            UsageError: nothing to start from, an id outside the vocabulary, or no room left in the context.
-            DataError: the text has a lone surrogate.
-        """
-        if isinstance(prompt, str):
-            ids = self.prompt_prefix + self.tokenizer.encode(prompt) + self.prompt_suffix
-        elif is_prompt(prompt):
-            ids = [int(id) for id in prompt]
-        else:
-            raise UsageError(
-                f"a prompt is a text or a list of ids, not {type(prompt).__name__}", zh="提示应为文本或编号列表"
-            )
-        if not ids:
-            if self.start_id is None:
-                raise UsageError(
-                    "the prompt is empty and this model has no token to start from",
-                    fix="give at least one character",
-                    zh="提示为空，而该模型没有起始符号，请至少输入一个字符",
-                )
-            ids = [self.start_id]
-        self._check_ids(ids)
-        if self.network.room(len(ids)) < 1:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens; this model's context holds {self.context_length}, "
-                "and at least one must be left for the answer",
-                where=self.name,
-                fix=f"shorten the prompt by {len(ids) - self.context_length + 1} tokens or more",
-                zh=f"提示有 {len(ids)} 个词元，模型上下文为 {self.context_length}，还须为回答至少留一个。请缩短提示",
-            )
-        return ids
-
-    def _encode_all(self, prompts: Prompt | Sequence[Prompt]) -> list[tuple[int, list[int]]]:
-        """Each prompt's index and ids."""
-        if isinstance(prompts, str) or (is_prompt(prompts) and len(prompts)):  # an empty list holds no prompts
-            prompts = [cast(Prompt, prompts)]
-        return [(index, self.encode_prompt(cast(Prompt, prompt))) for index, prompt in enumerate(prompts)]
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        """Refuse ids for which the network has no embedding."""
-        V = self.network.vocab_size
-        for place, id in enumerate(ids):
-            if not 0 <= id < V:
-                raise UsageError(
-                    f"the id {id} at position {place} is outside the vocabulary",
-                    where=self.name,
-                    fix=f"this model's ids are 0 to {V - 1}; were they made by another tokenizer?",
-                    zh=f"第 {place} 个词元编号 {id} 超出词表（应为 0 到 {V - 1}），是否用错了分词器？",
-                )
-
-    def _room(self, length: int, sampling: Sampling) -> int:
-        """Tokens that may be generated after a prompt of ``length`` tokens."""
-        return min(sampling.max_new_tokens, self.network.room(length))
-
-    def _batches(
-        self, prompts: list[tuple[int, list[int]]], sampling: Sampling
-    ) -> Iterator[list[tuple[int, list[int]]]]:
-        """Group prompts of similar length, so that little is padded and the cache stays within its bound."""
-        batch: list[tuple[int, list[int]]] = []
-        for index, ids in sorted(prompts, key=lambda item: len(item[1])):
-            rows = (len(batch) + 1) * sampling.n
-            shortest = len(batch[0][1]) if batch else len(ids)
-            columns = len(ids) + self._room(shortest, sampling)
-            if batch and (
-                rows > MAX_ROWS or len(ids) > 2 * shortest + 64 or rows * self.network.row_bytes(columns) > CACHE_BYTES
-            ):
-                yield batch
-                batch = []
-            batch.append((index, ids))
-        if batch:
-            yield batch
-
-    @torch.inference_mode()
-    def _decode(self, prompts: list[tuple[int, list[int]]], sampling: Sampling) -> Iterator[Chunk]:
-        """Decode one batch: ``n`` rows per prompt, one token per row and step."""
-        V = min(self.network.vocab_size, self.tokenizer.vocab_size)  # padded embeddings were never trained
-        rows = [self._row(index, choice, ids, sampling) for index, ids in prompts for choice in range(sampling.n)]
-        batch = self.network.begin([ids for _, ids in prompts], max(row.room for row in rows))
-        logits_BV = batch.prefill()[:, :V]
-        if sampling.n > 1:
-            repeated = [place for place in range(len(prompts)) for _ in range(sampling.n)]
-            batch.select(repeated)
-            logits_BV = logits_BV[repeated]
-        while True:
-            if not logits_BV.isfinite().all():
-                raise ModelError(
-                    "the network computes NaN or infinite values",
-                    where=self.name,
-                    why="its weights are damaged, or too large for the precision they are stored in",
-                    zh="网络算出了 NaN 或无穷大：权重已损坏，或超出其存储精度的范围",
-                )
-            if self.forbidden_ids:
-                logits_BV[:, self.forbidden_ids] = -math.inf
-            logits_BV = process(logits_BV, batch.tokens_BS, sampling)
-            stuck = [False] * len(rows)
-            if sampling.no_repeat_ngram_size:  # may forbid every token of a small vocabulary
-                stuck_B = logits_BV.isneginf().all(dim=1)
-                logits_BV, stuck = logits_BV.masked_fill(stuck_B.unsqueeze(1), 0.0), stuck_B.tolist()
-            chosen = draw(logits_BV, None if sampling.greedy else [row.generator for row in rows])
-            for row, id, blocked in zip(rows, chosen, stuck, strict=True):
-                ends = id in self.eos_ids and not sampling.ignore_eos
-                yield row.give_up() if blocked else row.accept(id, self.tokenizer.token_bytes(id), ends)
-            going = [place for place, row in enumerate(rows) if not row.finished]
-            if not going:
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Stop requests; what they hold is given back at once or, if somebody makes a step, with the next."""
+        for request in requests:
+            request.cancelled = request.cancelled or not request.finished
+        with self.changed:
+            if self.busy:
                 return
-            if len(going) < len(rows):
-                batch.select(going)
-                rows, chosen = [rows[place] for place in going], [chosen[place] for place in going]
-            logits_BV = batch.step(chosen)[:, :V]
+            self.busy = True
+        try:
+            self.sweep()
+        finally:
+            self.unclaim()
 
-    def _row(self, index: int, choice: int, ids: list[int], sampling: Sampling) -> Row:
-        """The state of one choice before its first token."""
-        generator = torch.Generator(self.device)
-        if sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(sampling.seed + choice)
-        room = self._room(len(ids), sampling)
-        return Row(index, choice, len(ids), room, IncrementalDecoder(sampling.stop), generator)
+    def claim(self, ready: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until nobody makes a step, and be the one who does; False as soon as ``ready`` instead."""
+        with self.changed:
+            while self.busy and not ready():
+                self.changed.wait()
+            if ready():
+                return False
+            self.busy = True
+            return True
 
-    # Scoring ---------------------------------------------------------------------------------------------------------
+    def unclaim(self) -> None:
+        """Let the others go on."""
+        with self.changed:
+            self.busy = False
+            self.changed.notify_all()
 
-    def logprobs(self, ids: Sequence[int]) -> Tensor:
-        """Log-probability of each token given those before it.
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the network to oneself."""
+        self.claim()
+        try:
+            yield
+        finally:
+            self.unclaim()
 
-        The first is conditioned on the token a text begins after (``start_id``); where a model has none, it counts as
-        one of ``vocab_size`` equally likely tokens.
-
-        Args:
-            ids: T token ids, at most ``context_length``.
-
-        Returns:
-            float32 ``[T]`` on the CPU, in nats.
-
-        Raises:
-            UsageError: an id outside the vocabulary, or more tokens than the context holds.
-        """
-        ids = [int(id) for id in ids]
-        self._check_ids(ids)
-        if len(ids) > self.context_length:
-            raise self._too_long(len(ids))
-        if not ids:
-            return torch.empty(0)
-        if self.start_id is None:
-            rest = self._score(torch.tensor([ids]))[0]
-            return torch.cat((rest.new_tensor([-math.log(self.network.vocab_size)]), rest))
-        return self._score(torch.tensor([[self.start_id, *ids]]))[0]
-
-    def score(self, ids_BT: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        """Log-probability of each token but the first, given those before it in its row.
-
-        Rows may be padded on the right with any id of the vocabulary; what stands after a token does not change it.
-
-        Args:
-            ids_BT: integer ids ``[B, T]``; T - 1 is at most ``context_length``.
-
-        Returns:
-            ``[B, T-1]`` in nats: ``out[b, t] = log P(ids[b, t+1] | ids[b, :t+1])``.
-
-        Raises:
-            UsageError: an id outside the vocabulary, or more tokens than the context holds.
-        """
-        ids = np.asarray(ids_BT, dtype=np.int64)
-        if ids.ndim != 2:
-            raise UsageError(f"score expects ids of shape [rows, tokens], not {list(ids.shape)}")
-        outside_B = ((ids < 0) | (ids >= self.network.vocab_size)).any(axis=1)
-        if outside_B.any():
-            self._check_ids(ids[outside_B.argmax()].tolist())
-        B, T = ids.shape
-        length = T - 1  # the last token is only predicted
-        if length > self.context_length:
-            raise self._too_long(length)
-        if B == 0 or T < 2:
-            return np.zeros((B, max(T - 1, 0)))
-        return self._score(torch.from_numpy(ids)).double().numpy()
-
-    def answer_logprobs(self, source: Prompt, answer: Sequence[int]) -> Tensor:
-        """Log-probability of each token of an answer to a source, in nats, float32 ``[T]``; encoder-decoders only.
-
-        Raises:
-            UsageError: another kind of network, an id outside the vocabulary, or a source longer than the context.
-        """
-        if not isinstance(self.network, SourceNetwork):
-            raise UsageError(
-                "only an encoder-decoder reads a source apart from its answer",
-                where=self.name,
-                fix="score both as one text with logprobs",
-                zh="只有编码器—解码器模型区分原文与答案；其他模型请用 logprobs 对整段文本评分",
-            )
-        self._check_ids(answer)
-        return self.network.answer_logprobs(self.encode_prompt(source), answer)
+    # One step, by the thread that has claimed it ---------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _score(self, ids_BT: Tensor) -> Tensor:
-        """float32 ``[B, T-1]`` on the CPU."""
-        if ids_BT.size(1) < 2:
-            return torch.empty(ids_BT.size(0), 0)
-        return self.network.score(ids_BT)
+    def step(self) -> None:
+        """Read the next tokens of all that run. An error ends the requests that took part, and no others."""
+        self.sweep()
+        self.admit()
+        pieces = self.plan()
+        if not pieces:
+            return
+        self.steps += 1
+        self.read_tokens += sum(len(piece.ids) for _, piece in pieces)
+        try:
+            logits_LV = self.network.read([piece for _, piece in pieces])[:, : self.vocabulary.size]
+            self.write([(row, piece) for row, piece in pieces if piece.wanted], logits_LV)
+        except BaseException as error:
+            for row, _ in pieces:
+                row.request.error = row.request.error or error
+            self.sweep()
+            if not isinstance(error, Exception):  # Ctrl-C is also for the one who made the step
+                raise
+        self.sweep()
 
-    def _too_long(self, length: int) -> UsageError:
-        """The error for a text that cannot be scored in one piece."""
-        return UsageError(
-            f"{length} tokens are to be scored; this model's context holds {self.context_length}",
+    def sweep(self) -> None:
+        """Let go of what has finished, was cancelled, or failed."""
+        for request in [request for request in self.waiting if request.finished]:
+            self.waiting.remove(request)
+        going = []
+        for row in self.rows:
+            if row.request.error is not None or (row.request.cancelled and not row.finished):
+                self.leave(row)
+            elif row.finished:
+                self.keep(row)
+            else:
+                going.append(row)
+        self.rows = going
+
+    def leave(self, row: Row) -> None:
+        """Give back what a row holds."""
+        row.text.release()
+        if row.guesser is not None:
+            row.guesser.release()
+
+    def keep(self, row: Row) -> None:
+        """Leave a finished text in the cache; those that are its beginning need not stay."""
+        if row.guesser is not None:
+            row.guesser.release()
+        if not self.network.trims:
+            row.text.release()
+            return
+        ids = np.array(row.ids[: row.text.length])
+        for other in [*self.kept]:
+            if other.adapter == row.request.adapter and common(other.ids, ids) == len(other.ids):
+                self.forget(other)
+        self.kept.append(Kept(ids, row.text, row.request.adapter))
+        if len(self.kept) > min(KEPT, self.network.keeps):
+            self.forget(self.kept[0])
+
+    def forget(self, kept: Kept) -> None:
+        """Give back a text that was kept."""
+        self.kept.remove(kept)
+        kept.text.release()
+
+    def admit(self) -> None:
+        """Let requests in as long as there is memory; texts that are only kept make way."""
+        while self.waiting:
+            request = self.waiting[0]
+            n = request.sampling.n
+            if self.rows and len(self.rows) + n > MAX_ROWS:
+                return
+            lengths = [row.request.columns for row in self.rows] + [request.columns] * n
+            while self.kept and not self.network.fits([*lengths, *(len(kept.ids) for kept in self.kept)]):
+                self.forget(self.kept[0])
+            if self.rows and not self.network.fits(lengths):
+                return
+            self.waiting.popleft()
+            try:
+                self.begin(request)
+            except Exception as error:
+                request.error = error
+
+    def begin(self, request: Request) -> None:
+        """The first row of a request; the other choices part from it when the prompt is read."""
+        text, ids, reused = self.shared(request)
+        if text is None:
+            text, ids = self.network.open(request.ids, request.room)
+        self.rows.append(self.new_row(request, 0, text, ids, reused))
+
+    def shared(self, request: Request) -> tuple[Text | None, list[int], int]:
+        """A text that begins with the longest part of the prompt which is still in the cache."""
+        if not self.kept:
+            return None, request.ids, 0
+        prompt = np.array(request.ids[:-1])  # at least one token has to be read
+        best, kept = max(
+            ((common(kept.ids, prompt), kept) for kept in self.kept if kept.adapter == request.adapter),
+            key=lambda pair: pair[0],
+            default=(0, None),
+        )
+        if kept is None or best < SHARED:
+            return None, request.ids, 0
+        self.kept.remove(kept)
+        self.kept.append(kept)  # used last, forgotten last
+        text = kept.text.fork()
+        text.trim(best)
+        return text, request.ids, best
+
+    def new_row(self, request: Request, choice: int, text: Text, ids: Sequence[int], reused: int) -> Row:
+        """The state of one choice before its first token."""
+        sampling, generator = request.sampling, None
+        if not sampling.greedy:
+            generator = torch.Generator(self.network.device)
+            if sampling.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(sampling.seed + choice)
+        guesser = None if self.new_guesser is None else self.new_guesser()
+        decoder = IncrementalDecoder(sampling.stop)
+        return Row(request, choice, text, list(ids), len(ids), reused, decoder, generator, guesser)
+
+    def plan(self) -> list[tuple[Row, Piece]]:
+        """What is read in this step, by whom."""
+        writing = [row for row in self.rows if row.unread == 1]
+        pieces = []
+        for row in writing:
+            row.guess = []
+            room = row.request.room - (len(row.ids) - row.first) - 1
+            if row.guesser is not None and room > 0 and len(writing) <= MAX_GUESSING:
+                row.guess = row.guesser.guess(row.ids, room)
+                self.guessed_tokens += len(row.guess)
+            pieces.append((row, Piece(row.text, [row.ids[-1], *row.guess], 1 + len(row.guess))))
+        left = min(BUSY_PIECE, self.network.piece) if writing else self.network.piece
+        for row in self.rows:
+            if left and (unread := row.unread) > 1:
+                ids = row.ids[row.text.length : row.text.length + left]
+                pieces.append((row, Piece(row.text, ids, int(len(ids) == unread))))
+                left -= len(ids)
+                row.guess = []
+        return pieces
+
+    def write(self, pieces: list[tuple[Row, Piece]], logits_LV: Tensor) -> None:
+        """Choose the next tokens of the rows that have been read to their end."""
+        if not pieces:
+            return
+        best = logits_LV.max(dim=1)
+        rows, places, place = [], [], 0
+        finite, greedy = best.values.isfinite().tolist(), best.indices.tolist()
+        for row, piece in pieces:
+            if not all(finite[place : place + piece.wanted]):
+                row.request.error = self.not_finite()
+            else:
+                for choice in self.choices(row):
+                    rows.append(choice)
+                    places.append(place)
+            place += piece.wanted
+        simple = [row.request.sampling.simple and not self.vocabulary.forbidden for row in rows]
+        first = {place: greedy[place] for place, plain in zip(places, simple, strict=True) if plain}
+        chosen = [first.get(place) if plain else None for place, plain in zip(places, simple, strict=True)]
+        self.draw([number for number, plain in enumerate(simple) if not plain], rows, places, logits_LV, chosen)
+        for row, place, plain, id in zip(rows, places, simple, chosen, strict=True):
+            self.follow(row, place, id, logits_LV, greedy if plain else None)
+
+    def choices(self, row: Row) -> list[Row]:
+        """The row itself; and, when the prompt has been read, the other choices, which part from it here."""
+        n = row.request.sampling.n
+        if n == 1 or len(row.ids) > row.first or row.choice:
+            return [row]
+        others = [self.new_row(row.request, choice, row.text.fork(), row.ids, row.reused) for choice in range(1, n)]
+        self.rows += others
+        return [row, *others]
+
+    def draw(
+        self, numbers: list[int], rows: list[Row], places: list[int], logits_LV: Tensor, chosen: list[int | None]
+    ) -> None:
+        """Choose by the rows' settings, those with the same settings together; None where all is forbidden."""
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for number in numbers:
+            groups.setdefault(rows[number].request.sampling.processing, []).append(number)
+        for group in groups.values():
+            part_BV = logits_LV[[places[number] for number in group]]
+            ids = self.choose([rows[number] for number in group], part_BV)
+            for number, id in zip(group, ids, strict=True):
+                chosen[number] = id
+
+    def choose(self, rows: list[Row], logits_BV: Tensor) -> list[int | None]:
+        """The next token of rows that have the same settings."""
+        sampling, V = rows[0].request.sampling, logits_BV.size(1)
+        if self.vocabulary.forbidden:
+            logits_BV[:, self.vocabulary.forbidden] = -math.inf
+        for number, row in enumerate(rows):
+            constraint = row.request.sampling.constraint
+            allowed = None if constraint is None else constraint.allowed(row.ids[row.first :])
+            if allowed is not None:
+                mask_V = torch.ones(V, dtype=torch.bool, device=logits_BV.device)
+                mask_V[torch.as_tensor(list(allowed), dtype=torch.int64, device=logits_BV.device)] = False
+                logits_BV[number].masked_fill_(mask_V, -math.inf)
+        history_BT = torch.empty(len(rows), 0, dtype=torch.int64)
+        if sampling.needs_history:
+            longest = max(len(row.ids) for row in rows)
+            history = [[V] * (longest - len(row.ids)) + row.ids for row in rows]  # V is padding
+            history_BT = torch.tensor(history, device=logits_BV.device)
+        logits_BV = process(logits_BV, history_BT, sampling)
+        stuck_B = logits_BV.isneginf().all(dim=1)
+        stuck = stuck_B.tolist()
+        if any(stuck):
+            logits_BV = logits_BV.masked_fill(stuck_B.unsqueeze(1), 0.0)
+        generators = [row.generator for row in rows if row.generator is not None]
+        ids = draw(logits_BV, generators or None)
+        return [None if blocked else id for id, blocked in zip(ids, stuck, strict=True)]
+
+    def follow(self, row: Row, place: int, id: int | None, logits_LV: Tensor, greedy: list[int] | None) -> None:
+        """Write a row's next token, and those that were guessed right; the network forgets the others."""
+        guess, wanted = row.guess, row.request.sampling.logprobs
+        length, right = row.text.length - len(guess), 0
+        while True:
+            if id is None:
+                row.give_up()
+                break
+            row.accept(id, self.vocabulary, None if wanted is None else logprobs(logits_LV[place + right], id, wanted))
+            if row.finished or right == len(guess) or id != guess[right]:
+                break
+            right += 1
+            if greedy is not None:
+                id = greedy[place + right]
+            else:
+                id = self.choose([row], logits_LV[place + right : place + right + 1].clone())[0]
+        if guess:
+            row.text.trim(length + right)
+            self.right_tokens += right
+        if row.guesser is not None:
+            row.guesser.learn(len(guess), right)
+
+    def not_finite(self) -> ModelError:
+        """The error for a network whose numbers are none."""
+        return ModelError(
+            "the network computes NaN or infinite values",
             where=self.name,
-            fix="score the text in windows (hanmo evaluate does)",
-            zh=f"要评分的文本有 {length} 个词元，超过模型上下文（{self.context_length}），请分段评分",
+            why="its weights are damaged, or too large for the precision they are stored in",
+            zh="网络算出了 NaN 或无穷大：权重已损坏，或超出其存储精度的范围",
         )
 
 
-def is_prompt(value: object) -> bool:
-    """Whether a value is one prompt (a text, or a sequence of ids) and not a list of prompts."""
-    if isinstance(value, str):
-        return True
-    return isinstance(value, list | tuple | np.ndarray) and all(isinstance(id, int | np.integer) for id in value)
+def common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """How many tokens two texts begin with that are the same."""
+    length = min(len(a), len(b))
+    differ = a[:length] != b[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
+def logprobs(logits_V: Tensor, id: int, top: int) -> TokenLogprobs:
+    """What the network thought of a token, and the ``top`` most probable ones."""
+    logprobs_V = logits_V.log_softmax(dim=0)
+    best = logprobs_V.topk(min(top, len(logprobs_V)))
+    return TokenLogprobs(float(logprobs_V[id]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))

@@ -6,9 +6,10 @@ of the folder is executed: code of its own is refused, and so are pickles and se
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hanmo.errors import ModelError, missing_package
-from hanmo.inference.batch import pad_left
-from hanmo.inference.networks import LOGIT_VALUES, SCORE_TOKENS, Decoding
+from hanmo.inference.decoders import CACHE_BYTES, PREFILL_TOKENS
+from hanmo.inference.networks import LOGIT_VALUES, SCORE_TOKENS, Piece, TokenText
 from hanmo.language import pick
 from hanmo.models.architectures import known
 from hanmo.models.checkpoints.huggingface import read_object, weight_files
@@ -80,39 +81,78 @@ def load_foreign(folder: Path, device: torch.device, *, name: str) -> ForeignNet
     return ForeignNetwork(model.to(device=device, dtype=dtype))
 
 
+class ForeignText(TokenText):
+    """A text and, for networks of attention, its cache of ``transformers``."""
+
+    def __init__(self, ids: Iterable[int] = (), cache: Any = None) -> None:
+        super().__init__(ids)
+        self.cache = cache
+
+    def fork(self) -> ForeignText:
+        return ForeignText(self.ids, copy.deepcopy(self.cache))
+
+    def release(self) -> None:
+        super().release()
+        self.cache = None
+
+
 class ForeignNetwork:
-    """A causal language model of ``transformers`` in the engine's form."""
+    """A causal language model of ``transformers`` in the engine's form; texts are read one by one."""
+
+    piece, trims, keeps = PREFILL_TOKENS, False, 0
 
     def __init__(self, model: Any) -> None:
+        import transformers
+
         self.model = model.eval()
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = int(getattr(model.config, "max_position_embeddings", None) or FOREIGN_CONTEXT)
         self.takes = set(inspect.signature(model.forward).parameters)
+        self.runner = f"transformers {transformers.__version__}"
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
+    def describe(self) -> str:
+        return f"{self.runner} on {self.device}"
+
     def room(self, prompt: int) -> int:
         return self.context_length - prompt
 
-    def row_bytes(self, columns: int) -> int:
+    def fits(self, lengths: Sequence[int]) -> bool:
         config = self.model.config
         layers, width = getattr(config, "num_hidden_layers", 32), getattr(config, "hidden_size", 4096)
-        return int(2 * layers * width * columns * next(self.model.parameters()).element_size())
+        numbers = int(2 * layers * width * sum(lengths))
+        return bool(numbers * next(self.model.parameters()).element_size() <= CACHE_BYTES)
 
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Decoding:
-        return ForeignDecoding(self, prompts, room)
+    def open(self, prompt: Sequence[int], room: int) -> tuple[ForeignText, list[int]]:  # noqa: ARG002
+        return ForeignText(cache=self.new_cache()), list(prompt)
 
-    def forward(self, ids_BT: Tensor, mask_BS: Tensor | None, cache: Any = None, last_only: bool = False) -> Any:
-        """The output of ``transformers`` for the last T of S columns."""
-        options: dict[str, Any] = {}
-        if mask_BS is not None:
-            options["attention_mask"] = mask_BS.long()
-            if "position_ids" in self.takes:
-                options["position_ids"] = (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -ids_BT.size(1) :]
-        if last_only and "logits_to_keep" in self.takes:
-            options["logits_to_keep"] = 1
+    def new_cache(self) -> Any:
+        """A cache that can be copied; None for networks whose states are of another kind: they read all again."""
+        from transformers import DynamicCache
+
+        standard = getattr(self.model, "_supports_cache_class", True) and "past_key_values" in self.takes
+        return DynamicCache() if standard and not getattr(self.model, "_is_stateful", False) else None
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        return torch.cat([self.read_one(piece) for piece in pieces])
+
+    def read_one(self, piece: Piece) -> Tensor:
+        """The wanted logits of one piece."""
+        text: ForeignText = piece.text
+        text.ids += piece.ids
+        if text.cache is None and not piece.wanted:
+            return torch.empty(0, self.vocab_size)
+        ids = piece.ids if text.cache is not None else text.ids
+        ids_1T = torch.tensor([list(ids)], device=self.device)
+        logits_1TV = self.forward(ids_1T, text.cache, last_only=piece.wanted <= 1).logits
+        return logits_1TV[0, logits_1TV.size(1) - piece.wanted :].float()  # type: ignore[no-any-return]
+
+    def forward(self, ids_BT: Tensor, cache: Any = None, last_only: bool = False) -> Any:
+        """The output of ``transformers``."""
+        options = {"logits_to_keep": 1} if last_only and "logits_to_keep" in self.takes else {}
         return self.model(input_ids=ids_BT, past_key_values=cache, use_cache=cache is not None, **options)
 
     def score(self, ids_BT: Tensor) -> Tensor:
@@ -122,52 +162,6 @@ class ForeignNetwork:
         scores = []
         for row in range(0, B, rows):
             part_BT = ids_BT[row : row + rows].to(self.device)
-            logits_BTV = self.forward(part_BT[:, :-1], None).logits.float()
+            logits_BTV = self.forward(part_BT[:, :-1]).logits.float()
             scores.append(-F.cross_entropy(logits_BTV.transpose(1, 2), part_BT[:, 1:], reduction="none").cpu())
         return torch.cat(scores)
-
-
-class ForeignDecoding:
-    """Rows padded on the left over a cache of ``transformers``; a network without such a cache reads all again."""
-
-    def __init__(self, network: ForeignNetwork, prompts: Sequence[Sequence[int]], room: int) -> None:
-        self.network = network
-        self.padding_id = network.vocab_size
-        self.history_BS = pad_left(prompts, room, self.padding_id, network.device)
-        self.length, self.read = max(len(ids) for ids in prompts), 0
-        self.cache = self.new_cache()
-
-    def new_cache(self) -> Any:
-        """A cache whose rows can be chosen, for networks of attention only."""
-        from transformers import DynamicCache
-
-        standard = (
-            getattr(self.network.model, "_supports_cache_class", True) and "past_key_values" in self.network.takes
-        )
-        stateful = getattr(self.network.model, "_is_stateful", False)  # recurrent states know nothing of padding
-        return DynamicCache() if standard and not stateful else None
-
-    @property
-    def tokens_BS(self) -> Tensor:
-        return self.history_BS[:, : self.length]
-
-    def prefill(self) -> Tensor:
-        ids_BS = self.tokens_BS
-        mask_BS = ids_BS != self.padding_id
-        start = self.read if self.cache is not None else 0
-        padded = None if bool(mask_BS.all()) else mask_BS
-        ids_BT = ids_BS.masked_fill(~mask_BS, 0)[:, start:]
-        output = self.network.forward(ids_BT, padded, self.cache, last_only=True)
-        self.read = self.length
-        return output.logits[:, -1].float()  # type: ignore[no-any-return]
-
-    def step(self, ids: Sequence[int]) -> Tensor:
-        self.history_BS[:, self.length] = torch.tensor(ids, device=self.history_BS.device)
-        self.length += 1
-        return self.prefill()
-
-    def select(self, rows: Sequence[int]) -> None:
-        order = torch.tensor(rows, device=self.history_BS.device)
-        self.history_BS = self.history_BS[order]
-        if self.cache is not None:
-            self.cache.batch_select_indices(order)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hanmo import catalog
 from hanmo.errors import ModelError, UsageError, nearest
 from hanmo.folder import read_json, read_manifest
-from hanmo.inference.engine import LanguageModel
+from hanmo.inference.language_model import LanguageModel
 from hanmo.inference.networks import Network
 from hanmo.models.architectures import ARCHITECTURES
 from hanmo.models.checkpoints.gguf import load_gguf, load_gguf_tokenizer
@@ -22,6 +23,9 @@ from hanmo.models.device import choose_device, set_threads
 from hanmo.models.transformer import Transformer, build
 from hanmo.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from hanmo.inference.native.network import NativeNetwork
+
 RUNS = Path("runs")  # where `hanmo build` and `hanmo pretrain` put their runs
 MODEL = "model"  # the model folder inside a run
 REMOTE = "openai:"
@@ -29,7 +33,35 @@ ARPA = re.compile(r"\.arpa(\.gz)?$", re.IGNORECASE)
 VECTORS = re.compile(r"\.(bin|vec|txt)(\.gz)?$", re.IGNORECASE)  # word2vec's and GloVe's files
 
 
-def load(name: str | Path, *, device: str = "auto", offline: bool = False) -> Any:
+@dataclass(frozen=True)
+class Place:
+    """Where and in which form a model is to compute; see :func:`load`."""
+
+    device: torch.device
+    precision: str | None = None
+    engine: str = "auto"
+
+    def refusal(self, reason: str) -> UsageError | None:
+        """The error where the user asked for the native engine, and it cannot be had."""
+        if self.engine != "native" and self.precision in (None, "fp32"):
+            return None
+        wanted = "--engine native" if self.engine == "native" else f"--precision {self.precision}"
+        return UsageError(
+            f"{wanted} needs the native engine, which cannot be used here: {reason}",
+            fix="leave the option out: torch computes the model in float32; hanmo doctor says what is missing",
+            zh=f"{wanted} 需要本地推理引擎，但此处无法使用（{reason}）。请去掉该选项，改由 torch 以 float32 计算",
+        )
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    offline: bool = False,
+    precision: str | None = None,
+    engine: str = "auto",
+    draft: str | Path | None = None,
+) -> Any:
     """Load a model of any kind.
 
     Tried in this order: ``openai:MODEL@ADDRESS`` (a remote model), a path (a model folder, a run folder, a ``.gguf`` or
@@ -40,12 +72,17 @@ def load(name: str | Path, *, device: str = "auto", offline: bool = False) -> An
         name: what to load.
         device: "auto" (CUDA, else Apple's MPS, else the CPU), or "cpu", "cuda", "cuda:1", "mps".
         offline: never use the network; a catalog model must have been downloaded before.
+        precision: of the weights on a CPU: "fp32", "fp16", "int8", "int4"; None: as they are stored, and float32 where
+            they are stored as floats.
+        engine: "native" (C++ for CPUs), "torch", or "auto": native where it can compute the model on this machine.
+        draft: a smaller model with the same tokenizer, which guesses ahead; changes the speed and nothing else.
 
     Returns:
-        what the model is: a :class:`~hanmo.inference.engine.LanguageModel` (decoder, encoder-decoder, recurrent,
-        n-gram), a :class:`~hanmo.inference.remote.RemoteModel`, a :class:`~hanmo.inference.encoder.TextEncoder`
-        (encoders and networks with a task's head), a :class:`~hanmo.models.embeddings.WordVectors`, a
-        :class:`~hanmo.models.linear.LinearClassifier` or a :class:`~hanmo.models.crf_tagger.CRFTagger`.
+        what the model is: a :class:`~hanmo.inference.language_model.LanguageModel` (decoder, encoder-decoder,
+        recurrent, n-gram), a :class:`~hanmo.inference.remote.RemoteModel`, a
+        :class:`~hanmo.inference.encoder.TextEncoder` (encoders and networks with a task's head), a
+        :class:`~hanmo.models.embeddings.WordVectors`, a :class:`~hanmo.models.linear.LinearClassifier` or a
+        :class:`~hanmo.models.crf_tagger.CRFTagger`.
 
     Raises:
         ModelError: nothing of that name, or a model that is damaged or of an unknown kind.
@@ -58,31 +95,42 @@ def load(name: str | Path, *, device: str = "auto", offline: bool = False) -> An
         from hanmo.inference.remote import connect
 
         return connect(str(name), offline=offline)
-    place = choose_device(device)
+    place = Place(choose_device(device), precision, engine)
     set_threads()
     path = find(str(name), offline=offline)
+    model = load_path(path, place, str(name))
+    if draft is not None:
+        smaller = load(draft, device=device, offline=offline, engine=engine)
+        model.engine.new_guesser = model.guesser_of(smaller)
+    return model
+
+
+def load_path(path: Path, place: Place, name: str) -> Any:
+    """The model at a path."""
     if path.is_file():
-        return load_file(path, place, str(name))
+        return load_file(path, place, name)
     kind = read_object(path / "config.json").get("model_type")
     loader = OWN_KINDS.get(str(kind))
     if loader is not None:
-        return loader(path, place, str(name))
+        return loader(path, place, name)
     if kind not in ARCHITECTURES:
         from hanmo.inference.foreign import load_foreign
 
         check_manifest(path)
-        return with_tokenizer(load_foreign(path, place, name=str(name)), path, str(name))
-    dtype = torch.float32 if place.type == "cpu" else None
-    return load_transformer(load_folder(path, dtype=dtype), path, place, str(name))
+        if refusal := place.refusal(f"{kind} is not one of Hanmo's own architectures"):
+            raise refusal
+        return with_tokenizer(load_foreign(path, place.device, name=name), path, name)
+    dtype = torch.float32 if place.device.type == "cpu" else None
+    return load_transformer(load_folder(path, dtype=dtype), path, place, name)
 
 
-def load_language_model(name: str | Path, *, device: str = "auto", offline: bool = False) -> Any:
+def load_language_model(name: str | Path, **options: Any) -> Any:
     """Load a model that writes: a LanguageModel or a RemoteModel; arguments and errors as :func:`load`.
 
     Raises:
         UsageError: the model is of another kind.
     """
-    model = load(name, device=device, offline=offline)
+    model = load(name, **options)
     if not hasattr(model, "generate"):
         kind = type(model).__name__
         raise UsageError(
@@ -94,10 +142,10 @@ def load_language_model(name: str | Path, *, device: str = "auto", offline: bool
     return model
 
 
-def load_file(path: Path, device: torch.device, name: str) -> Any:
+def load_file(path: Path, place: Place, name: str) -> Any:
     """A model that is one file, by its ending."""
     if path.suffix.lower() == ".gguf":
-        return load_transformer(load_gguf(path), path, device, name)
+        return load_transformer(load_gguf(path), path, place, name)
     if ARPA.search(path.name):
         from hanmo.models.arpa import read_arpa
         from hanmo.text.training import words_tokenizer
@@ -109,37 +157,37 @@ def load_file(path: Path, device: torch.device, name: str) -> Any:
     return open_vectors(path)
 
 
-def load_transformer(loaded: LoadedModel, path: Path, device: torch.device, name: str) -> Any:
+def load_transformer(loaded: LoadedModel, path: Path, place: Place, name: str) -> Any:
     """A transformer: a language model if it writes, else a reader of texts."""
     config = loaded.config
     if config.lm and config.causal and config.head is None:
         if config.encoder is None:
-            return assemble(loaded, device, name=name, prefix=stored_prefix(path, loaded))
+            return assemble(loaded, place, name=name, prefix=stored_prefix(path, loaded))
         from hanmo.text.wrapping import source_wrapping
 
         prefix, suffix, start_id = source_wrapping(loaded.tokenizer, loaded.generation)
         forced = loaded.generation.get("forced_bos_token_id")  # BART's summaries begin with a second one
         start_ids = [start_id] if forced is None else [start_id, forced]
-        return assemble(loaded, device, name=name, prefix=prefix, suffix=suffix, start_ids=start_ids)
+        return assemble(loaded, place, name=name, prefix=prefix, suffix=suffix, start_ids=start_ids)
     from hanmo.inference.encoder import TextEncoder
 
-    return TextEncoder.from_loaded(loaded, build_on(loaded, device), path, name=name)
+    return TextEncoder.from_loaded(loaded, build_on(loaded, place.device), path, name=name)
 
 
-def load_recurrent(path: Path, device: torch.device, name: str) -> Any:
+def load_recurrent(path: Path, place: Place, name: str) -> Any:
     """A recurrent network: a language model, or an encoder with a head."""
     from hanmo.models.checkpoints import recurrent
     from hanmo.models.recurrent import RecurrentModel
 
     model, tokenizer = recurrent.load_recurrent(path)
     if isinstance(model, RecurrentModel):
-        return LanguageModel(model.to(device), tokenizer, name=name, prompt_prefix=separator(tokenizer))
+        return LanguageModel(model.to(place.device), tokenizer, name=name, prompt_prefix=separator(tokenizer))
     from hanmo.inference.encoder import TextEncoder
 
-    return TextEncoder(model.to(device), tokenizer, name=name)
+    return TextEncoder(model.to(place.device), tokenizer, name=name)
 
 
-def load_ngram(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG001 - n-grams live on the CPU
+def load_ngram(path: Path, place: Place, name: str) -> Any:  # noqa: ARG001 - n-grams live on the CPU
     """An n-gram model."""
     from hanmo.models.checkpoints import ngram
 
@@ -147,28 +195,28 @@ def load_ngram(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG
     return LanguageModel(model, tokenizer, name=name, prompt_prefix=separator(tokenizer))
 
 
-def load_vectors(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
+def load_vectors(path: Path, place: Place, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
     """Word vectors."""
     from hanmo.models.embeddings import WordVectors
 
     return WordVectors.load(path)
 
 
-def load_linear(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
+def load_linear(path: Path, place: Place, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
     """A linear classifier."""
     from hanmo.models.linear import LinearClassifier
 
     return LinearClassifier.load(path)
 
 
-def load_crf(path: Path, device: torch.device, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
+def load_crf(path: Path, place: Place, name: str) -> Any:  # noqa: ARG001 - one form for all kinds
     """A CRF with feature templates."""
     from hanmo.models.crf_tagger import CRFTagger
 
     return CRFTagger.load(path)
 
 
-OWN_KINDS: dict[str, Callable[[Path, torch.device, str], Any]] = {
+OWN_KINDS: dict[str, Callable[[Path, Place, str], Any]] = {
     **dict.fromkeys(("rnn", "lstm", "gru"), load_recurrent),
     "ngram": load_ngram,
     "vectors": load_vectors,
@@ -297,7 +345,7 @@ def stored_prefix(path: Path, loaded: LoadedModel) -> list[int]:
 
 def assemble(
     loaded: LoadedModel,
-    device: torch.device,
+    place: Place,
     *,
     name: str,
     prefix: list[int],
@@ -306,7 +354,7 @@ def assemble(
 ) -> LanguageModel:
     """Build a network that writes; ``suffix`` and ``start_ids`` as in :class:`LanguageModel`."""
     return LanguageModel(
-        build_on(loaded, device),
+        native_network(loaded, place) or build_on(loaded, place.device),
         loaded.tokenizer,
         name=name,
         eos_ids=loaded.generation.get("eos_token_id") or [],
@@ -315,6 +363,32 @@ def assemble(
         start_ids=start_ids,
         forbidden_ids=loaded.generation.get("bad_words_ids") or [],
     )
+
+
+def native_network(loaded: LoadedModel, place: Place) -> NativeNetwork | None:
+    """The network in the native engine; None where torch has to compute it.
+
+    Raises:
+        UsageError: the user asked for the native engine.
+    """
+    from hanmo.inference.native import decoder, library
+
+    reason = decoder.reason_against(loaded.config)
+    if place.engine == "torch":
+        reason = "--engine torch"
+    elif place.device.type != "cpu":
+        reason = f"it computes on CPUs, not on {place.device}"
+    elif library.load()[0] is None:
+        reason = library.load()[1]
+    if reason is not None:
+        if refusal := place.refusal(reason):
+            raise refusal
+        return None
+    from hanmo.inference.native.network import NativeNetwork
+
+    parts = decoder.prepare(loaded.config, decoder.Weights.of_state(loaded.state), place.precision or "fp32")
+    loaded.state.clear()
+    return NativeNetwork(decoder.NativeDecoder(loaded.config, parts))
 
 
 def build_on(loaded: LoadedModel, device: torch.device) -> Transformer:

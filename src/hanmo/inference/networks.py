@@ -1,14 +1,16 @@
-"""What the engine needs of a network, and every kind of network in that form.
+"""What the engine needs of a network, and the kinds of networks that are no transformers in that form.
 
-A decoder, an encoder-decoder, a recurrent network, an n-gram model: each begins a :class:`Decoding` of some prompts and
-scores rows of tokens. All else (sampling, stop strings, streams, batches) is the engine's and the same for all of them.
+A network reads pieces of texts, of one or of many at a time, and remembers what it has read of each
+(:class:`Text`). All else (which text reads how much when, sampling, stop strings, streams) is the engine's, and the
+same for all networks.
 
-Letters in names: B rows, T tokens, S columns, M tokens of all rows, D hidden size, V vocabulary.
+Letters in names: B rows, T tokens, L tokens whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,10 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hanmo.errors import ModelError, UsageError
-from hanmo.inference.batch import PREFILL_TOKENS, Batch, pad_left
-from hanmo.models.cache import KVCache
-from hanmo.models.cost import kv_cache_bytes
+from hanmo.errors import ModelError
 from hanmo.models.ngram import NGramModel
 from hanmo.models.recurrent import RecurrentModel
 from hanmo.models.transformer import Transformer
@@ -30,48 +29,78 @@ UNBOUNDED = 32_768  # the context of networks that have no limit of their own
 IMPOSSIBLE = -1e30  # the finite stand-in for a log-probability of minus infinity
 
 
-class Decoding(Protocol):
-    """Rows that are being written."""
+class Text(Protocol):
+    """What a network remembers of a text that it has read."""
 
     @property
-    def tokens_BS(self) -> Tensor:
-        """The ids of all columns so far; padding is an id that no token has."""
+    def length(self) -> int:
+        """Tokens that were read."""
         ...
 
-    def prefill(self) -> Tensor:
-        """Read the prompts: logits of each row's first new token, float32 ``[B, V]``."""
+    def fork(self) -> Text:
+        """A second text that begins with all that this one has read."""
         ...
 
-    def step(self, ids: Sequence[int]) -> Tensor:
-        """Append one token to every row: logits of the next, float32 ``[B, V]``."""
+    def trim(self, length: int) -> None:
+        """Forget the tokens from ``length`` on; only where the network ``trims``."""
         ...
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only the given rows; a row named more than once is repeated."""
+    def release(self) -> None:
+        """Forget everything; the text is not used any more."""
         ...
+
+
+@dataclass
+class Piece:
+    """Tokens to be read next of a text.
+
+    Attributes:
+        wanted: of how many of the last tokens the logits are wanted.
+    """
+
+    text: Any  # of the network that reads it
+    ids: Sequence[int]
+    wanted: int = 1
 
 
 class Network(Protocol):
-    """A network that writes and scores tokens."""
+    """A network that writes and scores tokens.
+
+    Attributes:
+        piece: tokens that it reads at once.
+        trims: whether its texts can be shortened: then beginnings are shared, and guesses tried.
+        keeps: finished texts that it may hold for prompts that begin alike.
+    """
 
     vocab_size: int
     context_length: int
+    piece: int
+    trims: bool
+    keeps: int
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         ...
 
+    def describe(self) -> str:
+        """What computes, for people."""
+        ...
+
     def room(self, prompt: int) -> int:
         """Tokens that may follow a prompt of that length."""
         ...
 
-    def row_bytes(self, columns: int) -> int:
-        """Memory that one row of so many columns takes while it is written."""
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether there is memory for texts of these lengths at the same time."""
         ...
 
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Decoding:
-        """Rows for these prompts, to which ``room`` tokens will be appended at most."""
+    def open(self, prompt: Sequence[int], room: int) -> tuple[Any, list[int]]:
+        """A new text to which at most ``room`` tokens will be added, and what it has to read first."""
+        ...
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        """Read one piece each of some texts: the wanted logits, one piece after the other, float32 ``[L, V]``."""
         ...
 
     def score(self, ids_BT: Tensor) -> Tensor:
@@ -89,6 +118,8 @@ def adapt(model: Any, *, start_ids: Sequence[int] = ()) -> Network:
         ModelError: a network that reads both ways and so cannot write.
     """
     if isinstance(model, Transformer):
+        from hanmo.inference.decoders import DecoderNetwork, SourceNetwork
+
         if model.head is not None or not model.config.lm or not model.config.causal:
             raise ModelError(
                 "this network reads texts and writes none",
@@ -105,104 +136,26 @@ def adapt(model: Any, *, start_ids: Sequence[int] = ()) -> Network:
     return network
 
 
-class DecoderNetwork:
-    """A transformer decoder."""
+class RecurrentText:
+    """The state of a recurrent network after the tokens it has read; states are never changed, so texts share them."""
 
-    def __init__(self, model: Transformer) -> None:
-        self.model = model.eval()
-        self.vocab_size = model.config.vocab_size
-        self.context_length = model.config.max_position_embeddings
+    def __init__(self, length: int = 0, state: tuple[Tensor, ...] | None = None) -> None:
+        self.length, self.state = length, state
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.output_weight.device
+    def fork(self) -> RecurrentText:
+        return RecurrentText(self.length, self.state)
 
-    def room(self, prompt: int) -> int:
-        return self.context_length - prompt
+    def trim(self, length: int) -> None:
+        raise NotImplementedError
 
-    def row_bytes(self, columns: int) -> int:
-        return kv_cache_bytes(self.model.config, columns, self.model.output_weight.element_size())
-
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Decoding:
-        return Batch(self.model, prompts, room)
-
-    def score(self, ids_BT: Tensor) -> Tensor:
-        """Neither all activations nor all logits are held at once."""
-        B, T = ids_BT.shape
-        scores_M, rows = torch.empty(B * (T - 1)), max(1, SCORE_TOKENS // T)
-        for row in range(0, B, rows):
-            part_BT = ids_BT[row : row + rows].to(self.device)
-            hidden_MD = self.states(part_BT[:, :-1]).flatten(0, 1)
-            first = row * (T - 1)
-            scores_M[first : first + len(hidden_MD)] = token_scores(self.model, hidden_MD, part_BT[:, 1:].flatten())
-        return scores_M.view(B, T - 1)
-
-    def states(self, ids_BT: Tensor) -> Tensor:
-        """Hidden states; long rows that need a mask are read in pieces, so that it never holds all pairs of tokens."""
-        config, (B, T), weight = self.model.config, ids_BT.shape, self.model.output_weight
-        slides = any(config.slides(layer) for layer in range(config.num_layers)) and (config.sliding_window or 0) < T
-        if T <= PREFILL_TOKENS or not (slides or config.attention_softcap):
-            return self.model.hidden(ids_BT)
-        cache = KVCache(config, B, T, weight.dtype, weight.device)
-        cache.reach_B1 = torch.full((B, 1), T, device=weight.device)
-        pieces = [self.model.hidden(piece_BT, cache=cache) for piece_BT in torch.split(ids_BT, PREFILL_TOKENS, dim=1)]
-        return torch.cat(pieces, dim=1)
-
-
-def token_scores(model: Transformer, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
-    """Log-probabilities of tokens from the hidden states before them, some logits at a time."""
-    tokens = max(1, LOGIT_VALUES // model.config.vocab_size)
-    pieces = zip(torch.split(hidden_MD, tokens), torch.split(targets_M, tokens), strict=True)
-    return torch.cat([-F.cross_entropy(model.logits(x), y, reduction="none") for x, y in pieces]).cpu()
-
-
-class SourceNetwork(DecoderNetwork):
-    """An encoder-decoder: the prompt is the source, and the answer is written from ``start_ids`` on."""
-
-    def __init__(self, model: Transformer, start_ids: Sequence[int]) -> None:
-        super().__init__(model)
-        assert model.config.encoder is not None
-        self.start_ids, self.source_length = list(start_ids), model.config.encoder.max_position_embeddings
-
-    def room(self, prompt: int) -> int:
-        if prompt > self.source_length:
-            return 0
-        return self.context_length - len(self.start_ids)
-
-    def row_bytes(self, columns: int) -> int:
-        return kv_cache_bytes(self.model.config, columns, self.model.output_weight.element_size(), columns)
-
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Decoding:
-        longest = max(len(ids) for ids in prompts)
-        source_BS = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in prompts], device=self.device)
-        lengths_B1 = torch.tensor([[len(ids)] for ids in prompts], device=self.device)
-        mask_BS = torch.arange(longest, device=self.device) < lengths_B1
-        memory = self.model.encode(source_BS, mask_BS=None if mask_BS.all() else mask_BS)
-        return Batch(self.model, [self.start_ids] * len(prompts), room, memory=memory)
-
-    def score(self, ids_BT: Tensor) -> Tensor:  # noqa: ARG002 - the protocol's
-        raise UsageError(
-            "an encoder-decoder scores an answer to a source, not a text by itself",
-            fix="use answer_logprobs(source, answer)",
-            zh="编码器—解码器模型只能对“原文→答案”评分，请使用 answer_logprobs(source, answer)",
-        )
-
-    @torch.inference_mode()
-    def answer_logprobs(self, source: Sequence[int], answer: Sequence[int]) -> Tensor:
-        """Log-probability of each token of an answer to a source, in nats, float32 ``[T]``."""
-        if not answer:
-            return torch.empty(0)
-        memory = self.model.encode(torch.tensor([list(source)], device=self.device))
-        answer_T = torch.tensor(list(answer), device=self.device)
-        before_1T = torch.cat((answer_T.new_tensor(self.start_ids), answer_T[:-1])).unsqueeze(0)
-        hidden_TD = self.model.hidden(before_1T, memory=memory)[0, len(self.start_ids) - 1 :]
-        return token_scores(self.model, hidden_TD, answer_T)
+    def release(self) -> None:
+        self.state = None
 
 
 class RecurrentNetwork:
     """A recurrent language model: what it has read is in its state, so that its context has no end."""
 
-    context_length = UNBOUNDED
+    context_length, piece, trims, keeps = UNBOUNDED, SCORE_TOKENS, False, 0
 
     def __init__(self, model: RecurrentModel) -> None:
         self.model = model.eval()
@@ -212,14 +165,41 @@ class RecurrentNetwork:
     def device(self) -> torch.device:
         return self.model.output_weight.device
 
+    def describe(self) -> str:
+        return f"torch on {self.device}"
+
     def room(self, prompt: int) -> int:
         return self.context_length - prompt
 
-    def row_bytes(self, columns: int) -> int:
-        return 8 * columns
+    def fits(self, lengths: Sequence[int]) -> bool:  # noqa: ARG002 - a state has one size
+        return True
 
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Decoding:
-        return RecurrentDecoding(self.model, prompts, room)
+    def open(self, prompt: Sequence[int], room: int) -> tuple[RecurrentText, list[int]]:  # noqa: ARG002
+        return RecurrentText(), list(prompt)
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        """Texts that read one token each are read together."""
+        logits: list[Tensor] = [torch.empty(0)] * len(pieces)
+        single = [number for number, piece in enumerate(pieces) if len(piece.ids) == 1 and piece.text.state is not None]
+        if len(single) > 1:
+            states = zip(*(pieces[number].text.state for number in single), strict=True)
+            ids_B1 = torch.tensor([pieces[number].ids for number in single], device=self.device)
+            logits_B1V, state = self.model(ids_B1, tuple(torch.cat(parts, dim=1) for parts in states))
+            for row, number in enumerate(single):
+                self.keep(pieces[number], tuple(part[:, row : row + 1].contiguous() for part in state))
+                logits[number] = logits_B1V[row, 1 - pieces[number].wanted :]
+        for number in set(range(len(pieces))) - set(single if len(single) > 1 else ()):
+            piece = pieces[number]
+            ids_1T = torch.tensor([list(piece.ids)], device=self.device)
+            logits_1TV, state = self.model(ids_1T, piece.text.state, last_only=piece.wanted <= 1)
+            self.keep(piece, state)
+            logits[number] = logits_1TV[0, logits_1TV.size(1) - piece.wanted :]
+        return torch.cat(logits)
+
+    def keep(self, piece: Piece, state: tuple[Tensor, ...]) -> None:
+        """Remember a text's state after a piece."""
+        piece.text.state = state
+        piece.text.length += len(piece.ids)
 
     def score(self, ids_BT: Tensor) -> Tensor:
         """Read in pieces, the state carried from one to the next."""
@@ -238,62 +218,63 @@ class RecurrentNetwork:
         return scores_BT
 
 
-class RecurrentDecoding:
-    """Token histories and states of some rows; prompts are read one by one, since they differ in length."""
+class TokenText:
+    """A text of which the tokens themselves are remembered."""
 
-    def __init__(self, model: RecurrentModel, prompts: Sequence[Sequence[int]], room: int) -> None:
-        self.model, self.prompts = model, prompts
-        self.history_BS = pad_left(prompts, room, model.config.vocab_size, model.output_weight.device)
-        self.length = max(len(ids) for ids in prompts)
-        self.state: tuple[Tensor, ...] = ()
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self.ids = list(ids)
 
     @property
-    def tokens_BS(self) -> Tensor:
-        return self.history_BS[:, : self.length]
+    def length(self) -> int:
+        return len(self.ids)
 
-    def prefill(self) -> Tensor:
-        logits, states = [], []
-        for ids in self.prompts:
-            state = None
-            for start in range(0, len(ids), SCORE_TOKENS):
-                piece_1T = torch.tensor([list(ids[start : start + SCORE_TOKENS])], device=self.history_BS.device)
-                last_11V, state = self.model(piece_1T, state, last_only=True)
-            assert state is not None
-            logits.append(last_11V[:, 0])
-            states.append(state)
-        self.state = tuple(torch.cat(parts, dim=1) for parts in zip(*states, strict=True))
-        return torch.cat(logits)
+    def fork(self) -> TokenText:
+        return TokenText(self.ids)
 
-    def step(self, ids: Sequence[int]) -> Tensor:
-        ids_B = torch.tensor(ids, device=self.history_BS.device)
-        self.history_BS[:, self.length] = ids_B
-        self.length += 1
-        logits_B1V, self.state = self.model(ids_B.unsqueeze(1), self.state)
-        return logits_B1V[:, 0]  # type: ignore[no-any-return]
+    def trim(self, length: int) -> None:
+        del self.ids[length:]
 
-    def select(self, rows: Sequence[int]) -> None:
-        order = torch.tensor(rows, device=self.history_BS.device)
-        self.history_BS = self.history_BS[order]
-        self.state = tuple(part[:, order] for part in self.state)
+    def release(self) -> None:
+        self.ids.clear()
 
 
 class NGramNetwork:
     """An n-gram model: its context is the last few tokens."""
 
-    context_length = UNBOUNDED
+    context_length, piece, trims, keeps = UNBOUNDED, UNBOUNDED, True, 0
     device = torch.device("cpu")
 
     def __init__(self, model: NGramModel) -> None:
         self.model, self.vocab_size = model, model.vocab_size
 
+    def describe(self) -> str:
+        return "NumPy"
+
     def room(self, prompt: int) -> int:
         return self.context_length - prompt
 
-    def row_bytes(self, columns: int) -> int:
-        return 8 * columns
+    def fits(self, lengths: Sequence[int]) -> bool:  # noqa: ARG002 - tokens take no memory worth counting
+        return True
 
-    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Decoding:
-        return NGramDecoding(self.model, prompts, room)
+    def open(self, prompt: Sequence[int], room: int) -> tuple[TokenText, list[int]]:  # noqa: ARG002
+        return TokenText(), list(prompt)
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        """Each wanted distribution by itself."""
+        rows = []
+        for piece in pieces:
+            ids: list[int] = piece.text.ids
+            ids += piece.ids
+            rows += [self.next_logprobs(ids[: len(ids) - back]) for back in range(piece.wanted - 1, -1, -1)]
+        if not rows:
+            return torch.empty(0, self.vocab_size)
+        return torch.from_numpy(np.maximum(np.stack(rows), IMPOSSIBLE)).float()
+
+    def next_logprobs(self, ids: list[int]) -> Any:
+        """Of every token after these, of which only those after the beginning of the text are its context."""
+        if self.model.bos_id in ids:
+            ids = ids[ids.index(self.model.bos_id) + 1 :]
+        return self.model.next_logprobs(ids)
 
     def begins(self, ids: Sequence[int]) -> bool:
         """Whether the first token is the beginning of a text, which is context and never predicted."""
@@ -304,32 +285,3 @@ class NGramNetwork:
             self.model.logprobs(ids[1:]) if self.begins(ids) else self.model.logprobs(ids)[1:] for ids in ids_BT.numpy()
         ]
         return torch.from_numpy(np.maximum(np.stack(rows), IMPOSSIBLE)).float()
-
-
-class NGramDecoding:
-    """The token histories of some rows."""
-
-    def __init__(self, model: NGramModel, prompts: Sequence[Sequence[int]], room: int) -> None:
-        self.model = model
-        self.rows = [list(ids[ids.index(model.bos_id) + 1 :] if model.bos_id in ids else ids) for ids in prompts]
-        self.history_BS = pad_left(prompts, room, model.vocab_size, torch.device("cpu"))
-        self.length = max(len(ids) for ids in prompts)
-
-    @property
-    def tokens_BS(self) -> Tensor:
-        return self.history_BS[:, : self.length]
-
-    def prefill(self) -> Tensor:
-        rows = [self.model.next_logprobs(ids) for ids in self.rows]
-        return torch.from_numpy(np.maximum(np.stack(rows), IMPOSSIBLE)).float()
-
-    def step(self, ids: Sequence[int]) -> Tensor:
-        self.history_BS[:, self.length] = torch.tensor(ids)
-        self.length += 1
-        for row, id in zip(self.rows, ids, strict=True):
-            row.append(id)
-        return self.prefill()
-
-    def select(self, rows: Sequence[int]) -> None:
-        self.rows = [list(self.rows[row]) for row in rows]
-        self.history_BS = self.history_BS[torch.tensor(rows)]

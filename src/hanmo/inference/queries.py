@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from hanmo.errors import UsageError
-from hanmo.inference.engine import Prompt, is_prompt
+from hanmo.inference.language_model import Prompt, is_prompt
 from hanmo.inference.sampling import Sampling, real_number, whole_number
 
 API_OPTIONS: dict[str, Any] = {  # options of the API, with the value that asks for nothing

@@ -30,7 +30,8 @@ from hanmo.errors import ModelError, UsageError, nearest
 from hanmo.inference.accounting import Prices, Usage, known_prices
 from hanmo.inference.address import parse_name
 from hanmo.inference.endpoint import Endpoint, Problem
-from hanmo.inference.engine import Chunk, Completion, Prompt, is_prompt
+from hanmo.inference.engine import Chunk
+from hanmo.inference.language_model import Completion, Prompt, is_prompt
 from hanmo.inference.queries import (
     EXTENSIONS,
     TAKES_EXTENSIONS,

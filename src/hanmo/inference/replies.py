@@ -1,7 +1,7 @@
 """The answers of OpenAI-compatible servers, read with distrust: choices, token counts, log-probabilities, streams.
 
 Servers differ in what they leave out and in their words for the end of a text; what is here becomes the same
-:class:`~hanmo.inference.engine.Completion` and :class:`~hanmo.inference.engine.Chunk` whatever they say.
+:class:`~hanmo.inference.language_model.Completion` and :class:`~hanmo.inference.engine.Chunk` whatever they say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hanmo.inference.endpoint import CONNECTION, Problem
-from hanmo.inference.engine import Chunk, Completion, FinishReason
+from hanmo.inference.engine import Chunk, FinishReason
+from hanmo.inference.language_model import Completion
 
 CUT_SHORT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens"})
 FAILED = frozenset({"error", "abort", "insufficient_system_resource"})
@@ -39,11 +40,11 @@ class RemoteCompletion(Completion):
     """A completion with what only endpoints tell.
 
     Attributes:
-        logprobs: of the new tokens, where they were asked for.
+        logprobs: of the new tokens, by the server's names for them, where they were asked for.
         reported_reason: the server's own word for the end; "content_filter" means that something was held back.
     """
 
-    logprobs: list[TokenLogprob] | None = None
+    logprobs: list[TokenLogprob] | None = None  # type: ignore[assignment]
     reported_reason: str = ""
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hanmo.errors import UsageError, nearest
 from hanmo.language import pick
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 GREEDY_BELOW = 1e-5  # a temperature under this would only overflow the division; vLLM uses the same border
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 64
+MAX_LOGPROBS = 20  # alternatives to a token; as many as OpenAI gives
+
+
+class Constraint(Protocol):
+    """Says which tokens may come next; one object may serve many texts."""
+
+    def allowed(self, ids: Sequence[int]) -> Sequence[int] | None:
+        """The tokens that may follow ``ids``, the tokens written so far; None: all; none: the text ends here."""
+        ...
 
 
 @dataclass
@@ -43,6 +52,8 @@ class Sampling:
         stop: texts that end the generation; they are cut from the output.
         n: choices per prompt; choice i is drawn with ``seed + i``.
         ignore_eos: go on after an end-of-sequence token.
+        logprobs: give the log-probability of each token, and so many of the most probable ones; None gives none.
+        constraint: says which tokens may come next (:mod:`hanmo.inference.constraints`).
 
     Raises:
         UsageError: a value of the wrong type or out of its range; the message names the field and the range.
@@ -62,6 +73,8 @@ class Sampling:
     stop: list[str] = field(default_factory=list)
     n: int = 1
     ignore_eos: bool = False
+    logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         whole_number("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
@@ -74,6 +87,10 @@ class Sampling:
         if self.seed is not None:
             whole_number("seed", self.seed, 0, 2**63 - 1)
         whole_number("n", self.n, 1, 16)
+        if self.logprobs is not None:
+            whole_number("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.constraint is not None and not callable(getattr(self.constraint, "allowed", None)):
+            raise refusal("constraint", "an object with a method allowed(ids)", self.constraint)
         if not isinstance(self.ignore_eos, bool):
             raise refusal("ignore_eos", "true or false", self.ignore_eos)
         self.stop = [self.stop] if isinstance(self.stop, str) else self.stop
@@ -103,6 +120,22 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the most probable token is taken instead of drawing one."""
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def simple(self) -> bool:
+        """Whether the most probable token is taken as the network has it."""
+        return self.greedy and not self.needs_history and self.constraint is None
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether a choice depends on the tokens before it in other ways than through the network."""
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
+
+    @property
+    def processing(self) -> tuple[float, ...]:
+        """What :func:`process` does: rows for which this is equal may be processed together."""
+        filters = (self.temperature, self.top_k, self.top_p, self.min_p)
+        return (*filters, self.repetition_penalty, self.no_repeat_ngram_size)
 
 
 def refusal(name: str, wanted: str, value: object, hint: str = "") -> UsageError:

@@ -7,6 +7,34 @@ from typing import Any
 
 from hanmo.settings import option
 
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+ENGINES = ("auto", "native", "torch")
+
+
+@dataclass
+class EngineSettings:
+    """Where and in which form a model computes; the meaning of each is told in ``hanmo.inference.loading.load``."""
+
+    device: str = option("auto", "cpu, cuda, mps or auto", zh="设备")
+    precision: str | None = option(
+        None,
+        "weights on a CPU: fp32, fp16, int8 (hardly any loss, two to four times as fast) or int4 (small loss, faster "
+        "still); default: as they are stored, float32 if as floats",
+        zh="CPU 上的权重精度：fp32、fp16、int8（几乎无损，快二至四倍）或 int4（略有损失，更快）；默认按存储的精度，"
+        "浮点权重为 float32",
+        choices=PRECISIONS,
+    )
+    engine: str = option(
+        "auto",
+        "what computes: native (C++, on CPUs), torch, or auto (native where it can)",
+        zh="计算引擎：native（C++，用于 CPU）、torch，或 auto（能用则用 native）",
+        choices=ENGINES,
+    )
+
+    def engine_options(self) -> dict[str, Any]:
+        """Keyword options for :func:`hanmo.inference.loading.load`."""
+        return {item.name: getattr(self, item.name) for item in fields(EngineSettings)}
+
 
 @dataclass
 class GenerationSettings:

@@ -5,6 +5,7 @@ Letters in names: B rows, T new positions, S all positions, K key/value heads, N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class KVCache:
         shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.places_BT: Tensor | None = None  # where the new positions stand, if not all rows stand at ``length``
         self.reach_B1: Tensor | None = None  # positions that rows will come to at least, where LongRoPE must know
         self.source: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values of an encoder's states
         self.max_length = max_length
@@ -55,14 +57,81 @@ class KVCache:
         keys_BSKN, values_BSKN = (part[layer, :, :, :stop].transpose(1, 2) for part in (self.keys, self.values))
         return keys_BSKN, values_BSKN
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only (or repeat) the given batch rows, an index tensor."""
-        keys, values = self.keys[:, rows, :, : self.length], self.values[:, rows, :, : self.length]
-        shape = (self.keys.size(0), len(rows), *self.keys.shape[2:])
-        self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
-        self.keys[..., : self.length, :], self.values[..., : self.length, :] = keys, values
-        self.reach_B1 = None if self.reach_B1 is None else self.reach_B1[rows]
-        self.source = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.source.items()}
+
+class CachePool:
+    """Keys and values of texts that come and go, each in a slot of its own from column 0 on:
+    ``[layers, slots, K, columns, N]``.
+
+    Args:
+        config: the model's shape.
+    """
+
+    def __init__(self, config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_layers, 0, config.num_kv_heads, 0, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.taken: set[int] = set()
+
+    def take(self, columns: int) -> int:
+        """A free slot of at least so many columns; the pool grows where it must."""
+        if not self.taken:  # nothing to keep: as much as is needed, and not what some long text needed once
+            self.resize(1, columns)
+        slots, width = self.keys.size(1), self.keys.size(3)
+        slot = next((slot for slot in range(slots) if slot not in self.taken), slots)
+        if slot == slots or columns > width:
+            self.resize(max(slots, 2 * slot if slot == slots else slots), max(columns, width))
+        self.taken.add(slot)
+        return slot
+
+    def resize(self, slots: int, columns: int) -> None:
+        """Change the size, keeping what is there as far as it fits."""
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            layers, _, heads, _, size = old.shape
+            new = old.new_zeros((layers, slots, heads, columns, size))
+            if self.taken:
+                new[:, : old.size(1), :, : old.size(3)] = old
+            setattr(self, name, new)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions of one slot to another."""
+        for part in (self.keys, self.values):
+            part[:, target, :, :length] = part[:, source, :, :length]
+
+    def view(self, slots: Sequence[int], starts: Sequence[int], count: int) -> PoolView:
+        """What the network sees when it reads ``count`` new positions of some texts, each from its own start on."""
+        return PoolView(self, slots, starts, count)
+
+
+class PoolView(KVCache):
+    """Some slots of a pool as the cache of one call."""
+
+    def __init__(self, pool: CachePool, slots: Sequence[int], starts: Sequence[int], count: int) -> None:
+        device = pool.keys.device
+        self.pool, self.length, self.reach_B1, self.source = pool, max(starts), None, {}
+        self.max_length = pool.keys.size(3)
+        self.places_BT = None
+        if min(starts) != max(starts):
+            self.places_BT = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(count, device=device)
+        following = list(slots) == list(range(slots[0], slots[0] + len(slots)))
+        self.rows: slice | Tensor = slice(slots[0], slots[0] + len(slots))  # a view, where slots lie side by side
+        if not following:
+            self.rows = torch.tensor(slots, device=device)
+        self.slots_B1 = torch.tensor(slots, device=device).unsqueeze(1)
+
+    def append(self, layer: int, keys_BTKN: Tensor, values_BTKN: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`KVCache.append`, each row at its own place."""
+        stop = self.length + keys_BTKN.size(1)
+        found = []
+        for part, new_BTKN in ((self.pool.keys[layer], keys_BTKN), (self.pool.values[layer], values_BTKN)):
+            if self.places_BT is not None:
+                part[self.slots_B1, :, self.places_BT] = new_BTKN
+            elif isinstance(self.rows, slice):
+                part[self.rows, :, self.length : stop] = new_BTKN.transpose(1, 2)
+            else:
+                part[:, :, self.length : stop].index_copy_(0, self.rows, new_BTKN.transpose(1, 2))
+            found.append(part[self.rows, :, :stop].transpose(1, 2))
+        return found[0], found[1]
 
 
 @dataclass
@@ -71,7 +140,3 @@ class Memory:
 
     states_BSD: Tensor
     mask_BS: Tensor | None = None
-
-    def select(self, rows: Tensor) -> Memory:
-        """Only (or repeatedly) the given rows."""
-        return Memory(self.states_BSD[rows], None if self.mask_BS is None else self.mask_BS[rows])

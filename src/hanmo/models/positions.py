@@ -104,12 +104,23 @@ def sinusoids(positions_BT: Tensor, size: int) -> Tensor:
     return torch.cat((angles_BTP.sin(), angles_BTP.cos()[..., : size // 2]), dim=-1).float()
 
 
-def relative_buckets(T: int, S: int, config: TransformerConfig, device: torch.device) -> Tensor:
-    """T5's bucket of the distance between each of the last T queries and S keys, int64 ``[T, S]`` (Raffel et al. 2020).
+def key_distances(T: int, S: int, device: torch.device, start: int, places_BT: Tensor | None = None) -> Tensor:
+    """How far each of S keys stands behind (negative: before) each of T queries, int64 ``[B or 1, T, S]``.
+
+    Args:
+        start: the key at which the first query stands.
+        places_BT: the key at which each query stands, where rows differ.
+    """
+    if places_BT is None:
+        places_BT = torch.arange(start, start + T, device=device).unsqueeze(0)
+    return torch.arange(S, device=device) - places_BT.unsqueeze(-1)
+
+
+def relative_buckets(distance: Tensor, config: TransformerConfig) -> Tensor:
+    """T5's bucket of each distance between a query and a key, int64 of the same shape (Raffel et al. 2020).
 
     Half of the buckets hold one distance each, the others grow logarithmically up to ``relative_distance``.
     """
-    distance = torch.arange(S, device=device).unsqueeze(0) - torch.arange(S - T, S, device=device).unsqueeze(1)
     buckets, side = config.relative_buckets, torch.zeros_like(distance)
     if config.causal:
         distance = (-distance).clamp(min=0)
@@ -151,6 +162,7 @@ def attention_mask(
     *,
     causal: bool,
     start: int = 0,
+    places_BT: Tensor | None = None,
     window: int | None = None,
     mask_BS: Tensor | None = None,
     segments_BT: Tensor | None = None,
@@ -158,7 +170,7 @@ def attention_mask(
     """Which keys each position sees, bool ``[B or 1, T, S]``.
 
     Args:
-        start: the key at which the first query stands.
+        start, places_BT: where the queries stand, see :func:`key_distances`.
         window: causal: of the keys up to itself a query sees the last ``window``; else those at most so far away.
         mask_BS: False where a row is padded. Padding sees itself, so that its (unused) softmax stays finite.
         segments_BT: each query sees only its run of equal numbers.
@@ -166,15 +178,14 @@ def attention_mask(
     >>> attention_mask(3, 3, torch.device("cpu"), causal=True, segments_BT=torch.tensor([[1, 1, 2]])).int().tolist()
     [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
     """
-    distance_TS = torch.arange(S, device=device) - torch.arange(start, start + T, device=device).unsqueeze(1)
-    seen = distance_TS <= 0 if causal else torch.ones(T, S, dtype=torch.bool, device=device)
+    distance_BTS = key_distances(T, S, device, start, places_BT)
+    seen = distance_BTS <= 0 if causal else torch.ones(1, T, S, dtype=torch.bool, device=device)
     if window is not None:
-        seen = seen & (distance_TS > -window if causal else distance_TS.abs() <= window)
-    seen = seen.unsqueeze(0)
+        seen = seen & (distance_BTS > -window if causal else distance_BTS.abs() <= window)
     if segments_BT is not None:
         runs_BT = runs(segments_BT)
         seen = seen & (runs_BT.unsqueeze(2) == runs_BT.unsqueeze(1))
-    return seen if mask_BS is None else (seen & mask_BS.unsqueeze(1)) | (distance_TS == 0)
+    return seen if mask_BS is None else (seen & mask_BS.unsqueeze(1)) | (distance_BTS == 0)
 
 
 @dataclass(frozen=True)

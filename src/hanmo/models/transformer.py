@@ -48,7 +48,15 @@ from hanmo.models.kernels.attention import attention
 from hanmo.models.kernels.elementwise import activate, gated, norm_rotate, rms_norm, rotate
 from hanmo.models.kernels.loss import token_logprobs, token_loss
 from hanmo.models.kernels.products import Linear
-from hanmo.models.positions import Rotary, View, attention_mask, relative_buckets, segment_positions, sinusoids
+from hanmo.models.positions import (
+    Rotary,
+    View,
+    attention_mask,
+    key_distances,
+    relative_buckets,
+    segment_positions,
+    sinusoids,
+)
 from hanmo.models.tensors import check_tensors
 
 
@@ -327,11 +335,11 @@ class Stack(nn.Module):
         elif positions_BT is None:
             positions_BT = torch.arange(start, start + T, device=ids_BT.device).unsqueeze(0)
         x_BTD = self.embed(ids_BT, embedding_VD, positions_BT, types_BT)
-        reach_B1 = None if cache is None else cache.reach_B1
+        reach_B1, places_BT = (None, None) if cache is None else (cache.reach_B1, cache.places_BT)
         views = {}
         for local in self.kinds:
             rotary = self.rotary[str(local)](positions_BT, x_BTD.dtype, reach_B1) if self.rotary is not None else None
-            views[local] = self.view(x_BTD, start, mask_BS, segments_BT, rotary, local=local)
+            views[local] = self.view(x_BTD, start, mask_BS, segments_BT, rotary, local=local, places_BT=places_BT)
         for layer, block in enumerate(self.layers):
             x_BTD = block(x_BTD, views[self.config.slides(layer)], cache, memory)
         if cache is not None:
@@ -363,8 +371,10 @@ class Stack(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         *,
         local: bool,
+        places_BT: Tensor | None = None,
     ) -> View:
-        """What T positions from ``start`` on see in the full or the sliding layers; a mask only where one is needed."""
+        """What T positions from ``start`` on (or at ``places_BT``) see in the full or the sliding layers; a mask only
+        where one is needed."""
         config, T, S = self.config, x_BTD.size(1), start + x_BTD.size(1)
         window = config.sliding_window if local else None
         relative = config.positions == "relative"
@@ -372,13 +382,16 @@ class Stack(nn.Module):
             return View(rotary, None, window, segments_BT)
         within = window is not None and window < S
         mask = None
-        if mask_BS is not None or segments_BT is not None or within or (config.causal and T > 1):
+        ragged = places_BT is not None
+        if mask_BS is not None or segments_BT is not None or within or ragged or (config.causal and T > 1):
             seen: dict[str, Any] = {"window": window, "mask_BS": mask_BS, "segments_BT": segments_BT}
+            seen["places_BT"] = places_BT
             mask = attention_mask(T, S, x_BTD.device, causal=config.causal, start=start, **seen).unsqueeze(1)
         if relative:
-            bias_THS = self.relative_bias(relative_buckets(T, S, config, x_BTD.device))
-            bias_1HTS: Tensor = bias_THS.permute(2, 0, 1).unsqueeze(0).to(x_BTD.dtype)
-            mask = bias_1HTS if mask is None else bias_1HTS.masked_fill(~mask, -math.inf)
+            distances_BTS = key_distances(T, S, x_BTD.device, start, places_BT)
+            bias_BTSH = self.relative_bias(relative_buckets(distances_BTS, config))
+            bias_BHTS: Tensor = bias_BTSH.permute(0, 3, 1, 2).to(x_BTD.dtype)
+            mask = bias_BHTS if mask is None else bias_BHTS.masked_fill(~mask, -math.inf)
         return View(rotary, mask)
 
 

@@ -35,7 +35,7 @@ from hanmo.serving.runner import Job, Runner
 from hanmo.serving.schema import MAX_BODY_BYTES, ChatRequest, CompletionRequest, SamplingFields, parse_request
 
 if TYPE_CHECKING:
-    from hanmo.inference.engine import LanguageModel
+    from hanmo.inference.language_model import LanguageModel
 
 BODY_SECONDS = 30.0  # a client that sends its body slower than this is let go
 WEB = Path(__file__).parent / "web"

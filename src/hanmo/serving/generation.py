@@ -11,7 +11,7 @@ from hanmo.serving.problems import ApiError
 from hanmo.serving.schema import MAX_SEQUENCES, ChatRequest, CompletionRequest, SamplingFields
 
 if TYPE_CHECKING:
-    from hanmo.inference.engine import LanguageModel
+    from hanmo.inference.language_model import LanguageModel
 
 OPTIONS = (
     "temperature",

@@ -19,7 +19,7 @@ from hanmo.serving.app import create_app
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from hanmo.inference.engine import LanguageModel
+    from hanmo.inference.language_model import LanguageModel
 
 HOST = "127.0.0.1"
 DRAIN_SECONDS = 5  # how long running answers may go on after SIGTERM or Ctrl-C

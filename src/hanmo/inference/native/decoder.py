@@ -202,13 +202,14 @@ class NativeDecoder:
         cache_floats: bool | None = None,
     ) -> None:
         self.config, self.parts, self.rows = config, parts, rows
+        self.threads = threads or torch.get_num_threads()
         self.handle = ctypes.c_void_p()
         self.owner = os.getpid()
         embedding = parts["embedding"]
         assert isinstance(embedding, Packed)
         self.cache_floats = embedding.kind == "fp32" if cache_floats is None else cache_floats
         self.width = -(-config.vocab_size // PANEL) * PANEL
-        call("model_new", *shape_of(config, rows), threads or torch.get_num_threads(), ctypes.byref(self.handle))
+        call("model_new", *shape_of(config, rows), self.threads, ctypes.byref(self.handle))
         try:
             for layer in range(config.num_layers):
                 for number, name in enumerate(LAYER_MATRICES):
@@ -257,6 +258,11 @@ class NativeDecoder:
             magnitude = 1.0 if plain else rotary_magnitude(config)
             if frequencies.numel():
                 call("model_rotary", self.handle, local, frequencies.float(), frequencies.numel(), float(magnitude))
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of weights that its matrices have."""
+        return sorted({part.kind for part in self.parts.values() if isinstance(part, Packed)})
 
     @property
     def weight_bytes(self) -> int:

@@ -1,7 +1,7 @@
-"""The memory of a native decoder's keys and values, in pages that sequences share as far as they are alike.
+"""Texts whose keys and values lie in pages, which texts that begin alike share.
 
-A sequence owns a list of pages of 32 positions. Sequences that part copy only the page in which they do: all pages
-before it are full, and nobody writes into them again.
+A text owns a list of pages of 32 positions. Texts that part copy only the page in which they do: all pages before it
+are full, and nobody writes into them again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PAGE = 32  # positions, as in src/attention.h
 
 
 class Pages:
-    """Which pages are in use, and by how many sequences.
+    """Which pages are in use, and by how many texts.
 
     Args:
         count: pages there are.
@@ -50,8 +50,8 @@ class Pages:
             self.free.append(page)
 
 
-@dataclass
-class Sequence:
+@dataclass(eq=False)
+class PagedText:
     """A text that is being read and written: how many positions are stored, and in which pages."""
 
     pages: Pages
@@ -59,7 +59,7 @@ class Sequence:
     table: list[int] = field(default_factory=list)
 
     def reserve(self, count: int) -> None:
-        """Make room for ``count`` more positions, in pages that only this sequence writes to."""
+        """Make room for ``count`` more positions, in pages that only this text writes to."""
         first = self.length // PAGE
         if self.length % PAGE and self.pages.users[self.table[first]] > 1:
             own = self.pages.take()
@@ -69,12 +69,12 @@ class Sequence:
         while len(self.table) * PAGE < self.length + count:
             self.table.append(self.pages.take())
 
-    def fork(self) -> Sequence:
-        """A second sequence that begins with all that this one holds."""
+    def fork(self) -> PagedText:
+        """A second text that begins with all that this one holds."""
         held = -(-self.length // PAGE)
         for page in self.table[:held]:
             self.pages.users[page] += 1
-        return Sequence(self.pages, self.length, self.table[:held])
+        return PagedText(self.pages, self.length, self.table[:held])
 
     def trim(self, length: int) -> None:
         """Forget the positions from ``length`` on."""

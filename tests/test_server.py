@@ -544,7 +544,7 @@ def test_an_error_in_mid_stream_is_told_and_the_server_lives_on(caplog: pytest.L
 
 def test_a_full_queue_refuses_and_recovers() -> None:
     async def scenario() -> None:
-        runner = Runner(max_waiting=2)
+        runner = Runner(max_waiting=2, workers=1)
         runner.start()
         gate = threading.Event()
 
@@ -553,7 +553,7 @@ def test_a_full_queue_refuses_and_recovers() -> None:
             yield "done"
 
         running = runner.submit(work)
-        while runner.running is None:
+        while not runner.running:
             await asyncio.sleep(0.001)
         waiting = [runner.submit(work) for _ in range(2)]
         with pytest.raises(ApiError) as caught:
@@ -572,6 +572,26 @@ def test_a_full_queue_refuses_and_recovers() -> None:
         assert left.cancelled.is_set() or not left.results.empty()
 
     asyncio.run(scenario())
+
+
+def test_requests_that_run_at_the_same_time_share_the_steps(network: LanguageModel) -> None:
+    prompts = ["春眠不觉晓", "The quick brown", "a", "夜来风雨声", "花落", "once upon"]
+    body = {"model": "real", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    alone = [network.generate(prompt, max_new_tokens=24, ignore_eos=True)[0].text for prompt in prompts]
+    before = network.engine.steps
+    with running_server(network, "real") as address, ThreadPoolExecutor(len(prompts)) as pool:
+
+        def ask(prompt: str) -> str:
+            answer = httpx.post(f"{address}/v1/completions", json={**body, "prompt": prompt}, timeout=60)
+            return answer.json()["choices"][0]["text"]  # type: ignore[no-any-return]
+
+        network.engine.claim()  # until all have arrived
+        answers = [pool.submit(ask, prompt) for prompt in prompts]
+        while len(network.engine.waiting) < len(prompts):
+            time.sleep(0.005)
+        network.engine.unclaim()
+        assert [answer.result() for answer in answers] == alone
+    assert network.engine.steps - before <= 24 + len(prompts)
 
 
 def test_running_answers_finish_when_the_server_stops() -> None:

@@ -78,7 +78,7 @@ class Plan:
         return sum(len(prompt.ids) for prompt in self.prompts)
 
     def run(self, model: LanguageModel) -> Iterator[Piece]:
-        """Generate all choices, piece by piece; called in the worker thread.
+        """Generate all choices, piece by piece; called in a worker thread.
 
         The choices of a prompt are written together, one prompt after the other. All of it is streamed, also for an
         answer given at once, so that a client who leaves stops the work at the next token.

@@ -1,8 +1,9 @@
-"""One worker thread that runs the model, and the queue before it.
+"""The worker threads that run the model, and the queue before them.
 
-The event loop never computes: it hands work to the thread and reads results as they come. A model runs one request at a
-time (on a CPU two at once would only be slower); the others wait in order, at most ``MAX_WAITING`` of them. A request
-that fails or whose client has left ends alone; the thread goes on with the next one.
+The event loop never computes: it hands work to a thread and reads results as they come. The requests that run share the
+engine's steps (:mod:`hanmo.inference.engine`), so that eight of them take far less than eight times as long as one; the
+others wait in order, at most ``MAX_WAITING`` of them. A request that fails or whose client has left ends alone; its
+thread goes on with the next one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -19,6 +21,7 @@ from hanmo.serving.problems import ApiError
 
 T = TypeVar("T")
 
+WORKERS = 8  # requests that run at the same time
 MAX_WAITING = 16
 RETRY_AFTER_SECONDS = 5
 
@@ -29,7 +32,7 @@ class Job(Generic[T]):
     """Work in the queue and the results it has given so far; iterate over it in the event loop.
 
     Results are kept until they are read. Their number is bounded by ``max_tokens``, and a reader that is slow or stuck
-    must never hold up the thread, because that would hold up every other request.
+    must never hold up a thread, because that would hold up other requests.
     """
 
     def __init__(self, work: Callable[[], Iterator[T]], loop: asyncio.AbstractEventLoop) -> None:
@@ -44,7 +47,7 @@ class Job(Generic[T]):
             self.loop.call_soon_threadsafe(self.results.put_nowait, (kind, value))
 
     def run(self) -> None:
-        """Do the work, in the worker thread; between two results look whether anybody still wants them."""
+        """Do the work, in a worker thread; between two results look whether anybody still wants them."""
         try:
             with contextlib.closing(self.work()) as results:  # type: ignore[type-var]
                 for result in results:
@@ -66,28 +69,31 @@ class Job(Generic[T]):
 
 
 class Runner:
-    """The worker thread.
+    """The worker threads.
 
     Args:
-        max_waiting: how many requests may wait for the one that is running.
+        max_waiting: how many requests may wait for those that are running.
+        workers: how many run at the same time.
     """
 
-    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, max_waiting: int = MAX_WAITING, workers: int = WORKERS) -> None:
         self.max_waiting = max_waiting
         self.waiting: deque[Job[Any]] = deque()
-        self.running: Job[Any] | None = None
+        self.running: set[Job[Any]] = set()
         self.closed = False
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self.loop, name="hanmo-model", daemon=True)
+        names = (f"hanmo-model-{number}" for number in range(workers))
+        self.threads = [threading.Thread(target=self.loop, name=name, daemon=True) for name in names]
 
     def start(self) -> None:
-        """Start the thread."""
-        self.thread.start()
+        """Start the threads."""
+        for thread in self.threads:
+            thread.start()
 
     @property
     def ready(self) -> bool:
         """Whether new work is taken."""
-        return self.thread.is_alive() and not self.closed
+        return any(thread.is_alive() for thread in self.threads) and not self.closed
 
     def submit(self, work: Callable[[], Iterator[T]]) -> Job[T]:
         """Put work at the end of the queue; call it from the event loop that will read the results.
@@ -117,34 +123,38 @@ class Runner:
             self.waiting.remove(job)
 
     def loop(self) -> None:
-        """Run one job after another until the runner is closed and nothing waits."""
+        """Run one job after another until the runner is closed and nothing waits; in each thread."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.closed)
                 if not self.waiting:
                     return
-                self.running = job = self.waiting.popleft()
+                job = self.waiting.popleft()
+                self.running.add(job)
             job.run()
-            self.running = None
+            with self.changed:
+                self.running.discard(job)
 
     def drain(self) -> None:
         """Take no new work; finish what is there."""
         with self.changed:
             self.closed = True
-            self.changed.notify()
+            self.changed.notify_all()
 
     def abort(self) -> None:
         """End all work that is left and tell its readers."""
         with self.changed:
-            left = [*self.waiting, *([self.running] if self.running else [])]
+            left = [*self.waiting, *self.running]
             self.waiting.clear()
         for job in left:
             job.cancelled.set()
             job.deliver("error", ApiError("the server is stopping", status=503, code="server_stopping"))
 
     def close(self, seconds: float = 5.0) -> None:
-        """Stop: drain, abort, and wait for the thread (which leaves at its next token)."""
+        """Stop: drain, abort, and wait for the threads (which leave at their next token)."""
         self.drain()
         self.abort()
-        if self.thread.is_alive():
-            self.thread.join(seconds)
+        end = time.monotonic() + seconds
+        for thread in self.threads:
+            if thread.is_alive():
+                thread.join(max(0.0, end - time.monotonic()))

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hanmo.cli.outcome import Outcome
 from hanmo.errors import DataError, NetworkError, UsageError
-from hanmo.inference.settings import EngineSettings, GenerationSettings
+from hanmo.inference.settings import GenerationSettings, WriterSettings
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, argument, notice, option
 
@@ -27,7 +27,7 @@ HELP_ZH = "在终端与模型对话（默认 SmolLM2-135M-Instruct）"
 
 
 @dataclass
-class ChatSettings(CommonSettings, EngineSettings, GenerationSettings):
+class ChatSettings(CommonSettings, WriterSettings, GenerationSettings):
     """Settings of ``hanmo chat``."""
 
     model: str = argument(

@@ -68,6 +68,7 @@ def inspect_torch() -> dict[str, Any]:
     """What torch offers here: devices, threads and the measured matrix rate."""
     import torch
 
+    from hanmo.inference.native import library
     from hanmo.models.device import available_memory
     from hanmo.models.kernels import native
     from hanmo.training.plan import measure_matrix_rate
@@ -81,6 +82,8 @@ def inspect_torch() -> dict[str, Any]:
         "memory_available": available_memory(),
         "native_kernels": native.load()[1] if native.library() is not None else None,
         "native_missing": "" if native.library() is not None else native.load()[1],
+        "native_engine": library.load()[1] if library.load()[0] is not None else None,
+        "engine_missing": "" if library.load()[0] is not None else library.load()[1],
     }
 
 
@@ -105,12 +108,18 @@ def examine() -> dict[str, Any]:
         problems.append({"what": f"missing: {', '.join(missing)}", "fix": f"{sys.executable} -m pip install hanmo"})
     if packages["torch"] is not None:
         report.update(inspect_torch())
+        fix = pick("install a C++ compiler, then install Hanmo again", "请安装 C++ 编译器，然后重新安装 Hanmo")
         if report["native_missing"]:
             what = pick(
                 f"no native kernels ({report['native_missing']}): training on the CPU takes two to four times as long",
                 f"没有本地内核（{report['native_missing']}）：CPU 上的训练时间会是两到四倍",
             )
-            fix = pick("install a C++ compiler, then install Hanmo again", "请安装 C++ 编译器，然后重新安装 Hanmo")
+            problems.append({"what": what, "fix": fix})
+        if report["engine_missing"]:
+            what = pick(
+                f"no native engine ({report['engine_missing']}): torch writes on the CPU, in float32 and far slower",
+                f"没有本地推理引擎（{report['engine_missing']}）：CPU 上只能由 torch 以 float32 生成，速度慢得多",
+            )
             problems.append({"what": what, "fix": fix})
     if report["disk_free"] < 2e9:
         problems.append({"what": f"only {human_bytes(report['disk_free'])} of disk are free", "fix": "free some space"})
@@ -132,6 +141,7 @@ def describe(report: dict[str, Any]) -> str:
         rows += [
             (pick("devices", "设备"), f"{', '.join(report['devices'])}; {report['matrix_gflops']} {speed}"),
             (pick("kernels", "内核"), report["native_kernels"] or pick("none", "无")),
+            (pick("engine", "推理引擎"), report["native_engine"] or "torch"),
             (pick("memory", "内存"), f"{human_bytes(report['memory_available'])} " + pick("available", "可用")),
         ]
     rows += [

@@ -9,7 +9,7 @@ from typing import Any
 
 from hanmo.cli.outcome import Outcome
 from hanmo.errors import UsageError
-from hanmo.inference.settings import EngineSettings, GenerationSettings
+from hanmo.inference.settings import GenerationSettings, WriterSettings
 from hanmo.settings import CommonSettings, argument, notice, option
 
 HELP = "continue prompts with a model"
@@ -17,7 +17,7 @@ HELP_ZH = "让模型续写"
 
 
 @dataclass
-class GenerateSettings(CommonSettings, EngineSettings, GenerationSettings):
+class GenerateSettings(CommonSettings, WriterSettings, GenerationSettings):
     """Settings of ``hanmo generate``."""
 
     model: str = argument(

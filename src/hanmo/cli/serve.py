@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanmo.errors import UsageError, missing_package
-from hanmo.inference.settings import EngineSettings
+from hanmo.inference.settings import WriterSettings
 from hanmo.language import pick
 from hanmo.settings import CommonSettings, argument, notice, option
 
@@ -21,7 +21,7 @@ HELP_ZH = "在本机提供模型服务：OpenAI 接口和网页"
 
 
 @dataclass
-class ServeSettings(CommonSettings, EngineSettings):
+class ServeSettings(CommonSettings, WriterSettings):
     """Settings of ``hanmo serve``."""
 
     model: str = argument(

@@ -33,7 +33,20 @@ class EngineSettings:
 
     def engine_options(self) -> dict[str, Any]:
         """Keyword options for :func:`hanmo.inference.loading.load`."""
-        return {item.name: getattr(self, item.name) for item in fields(EngineSettings)}
+        names = [item.name for base in (EngineSettings, WriterSettings) for item in fields(base)]
+        return {name: getattr(self, name) for name in dict.fromkeys(names) if hasattr(self, name)}
+
+
+@dataclass
+class WriterSettings(EngineSettings):
+    """The same for a model that writes."""
+
+    draft: str | None = option(
+        None,
+        "a smaller model with the same tokenizer, which guesses ahead: the same text in less time",
+        zh="分词器相同的较小模型，用来预先猜测后文：文本不变，速度更快",
+        metavar="MODEL",
+    )
 
 
 @dataclass

@@ -16,6 +16,7 @@ from hanmo.errors import HanmoError, ModelError, ResourceError, UsageError
 from hanmo.inference import engine as engine_module
 from hanmo.inference.constraints import OneOf
 from hanmo.inference.engine import Chunk
+from hanmo.inference.graphs import Graphs
 from hanmo.inference.language_model import Completion, LanguageModel
 from hanmo.inference.native import library
 from hanmo.inference.native.decoder import NativeDecoder, Weights, prepare
@@ -337,6 +338,17 @@ def test_a_constraint_decides_what_can_be_written(model: LanguageModel) -> None:
         OneOf(model, ["", "a"])
     with pytest.raises(UsageError, match="constraint must be"):
         model.generate("春", constraint=3)
+
+
+def test_steps_as_a_gpu_records_them_write_the_same(tokenizer: Tokenizer) -> None:
+    one, prompts = plain(tokenizer, "torch"), prompts_of(tokenizer)
+    model = language_model(tokenizer, "torch", speculate=False)
+    network: Any = model.network
+    network.graphs = Graphs(network.model, network.pool, record=False)
+    for _ in range(2):
+        found = model.generate(prompts, max_new_tokens=NEW, ignore_eos=True)
+        assert [completion.ids for completion in found] == [one(prompt).ids for prompt in prompts]
+    assert set(network.graphs.steps) <= {1, 2, 4, 8, 16}
 
 
 def test_guesses_are_what_followed_the_same_tokens() -> None:

@@ -12,16 +12,22 @@ size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hanmo.errors import UsageError
+from hanmo.inference.graphs import Graphs
 from hanmo.inference.networks import LOGIT_VALUES, SCORE_TOKENS, Piece
+from hanmo.language import pick
+from hanmo.models.adapters.attach import set_active
+from hanmo.models.adapters.files import load_adapter
 from hanmo.models.cache import CachePool, KVCache, Memory
 from hanmo.models.cost import kv_cache_bytes
 from hanmo.models.transformer import Block, Transformer
+from hanmo.settings import notice
 
 PREFILL_TOKENS = 2048  # tokens of a text that pass the network at once: bounds the memory of activations and masks
 CACHE_BYTES = 1 << 30  # keys and values of all texts, unless a single text needs more
@@ -39,8 +45,8 @@ class SlotText:
         source: by layer: keys and values of these states.
     """
 
-    def __init__(self, network: DecoderNetwork, slot: int, columns: int) -> None:
-        self.network, self.slot, self.columns = network, slot, columns
+    def __init__(self, network: DecoderNetwork, slot: int, columns: int, adapter: str | None) -> None:
+        self.network, self.slot, self.columns, self.adapter = network, slot, columns, adapter
         self.ids: list[int] = []
         self.reach = 0
         self.memory: Memory | None = None
@@ -52,7 +58,7 @@ class SlotText:
 
     def fork(self) -> SlotText:
         pool = self.network.pool
-        text = SlotText(self.network, pool.take(self.columns), self.columns)
+        text = SlotText(self.network, pool.take(self.columns), self.columns, self.adapter)
         pool.copy(self.slot, text.slot, self.length)
         text.ids, text.reach, text.memory, text.source = [*self.ids], self.reach, self.memory, self.source
         return text
@@ -80,6 +86,8 @@ class DecoderNetwork:
         if "long_factor" in scaling:
             self.switch = scaling["original_max_position_embeddings"]
         self.trims = self.switch is None
+        self.active: str | None = None  # adapter
+        self.graphs = Graphs(model, self.pool, record=True) if self.device.type == "cuda" else None
 
     @property
     def device(self) -> torch.device:
@@ -95,17 +103,28 @@ class DecoderNetwork:
         columns = max(lengths) + COLUMNS
         return len(lengths) * kv_cache_bytes(self.model.config, columns, self.pool.keys.element_size()) <= CACHE_BYTES
 
-    def open(self, prompt: Sequence[int], room: int) -> tuple[SlotText, list[int]]:
+    def add_adapter(self, folder: Path, name: str) -> None:
+        """Read an adapter folder; :func:`hanmo.models.adapters.files.load_adapter` tells what can be wrong with it."""
+        load_adapter(folder, self.model, name)
+        self.graphs = None  # they hold the network as it was
+        set_active(self.model, {})
+        self.active = None
+
+    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[SlotText, list[int]]:
         columns = -(-(len(prompt) + room) // COLUMNS) * COLUMNS
-        text = SlotText(self, self.pool.take(columns), columns)
+        text = SlotText(self, self.pool.take(columns), columns, adapter)
         text.reach = len(prompt)
         return text, list(prompt)
 
     def read(self, pieces: Sequence[Piece]) -> Tensor:
-        """Pieces of about the same length are read together."""
+        """Pieces of about the same length, with the same adapter, are read together."""
         logits: dict[int, Tensor] = {}
-        for group in alike([len(piece.ids) for piece in pieces]):
-            logits |= dict(zip(group, self.read_together([pieces[number] for number in group]), strict=True))
+        for adapter in dict.fromkeys(piece.text.adapter for piece in pieces):
+            self.use(adapter)
+            numbers = [number for number, piece in enumerate(pieces) if piece.text.adapter == adapter]
+            for group in alike([len(pieces[number].ids) for number in numbers]):
+                together = [numbers[place] for place in group]
+                logits |= dict(zip(together, self.read_together([pieces[n] for n in together]), strict=True))
         return torch.cat([logits[number] for number in range(len(pieces))])
 
     def read_together(self, pieces: Sequence[Piece]) -> list[Tensor]:
@@ -123,6 +142,13 @@ class DecoderNetwork:
         starts, longest = [text.length for text in texts], max(map(len, news))
         if max(starts) + longest > self.pool.keys.size(3):  # padding may stand beyond the last column
             self.pool.resize(self.pool.keys.size(1), -(-(max(starts) + longest) // COLUMNS) * COLUMNS)
+        single = longest == 1 and all(piece.wanted == 1 for piece in pieces)
+        if single and self.graphs is not None and self.switch is None and not texts[0].source:
+            hidden_BD = self.recorded([ids[0] for ids in news], [text.slot for text in texts], starts)
+            if hidden_BD is not None:
+                for text, ids in zip(texts, news, strict=True):
+                    text.ids += ids
+                return list(torch.split(self.model.logits(hidden_BD), 1))
         view = self.pool.view([text.slot for text in texts], starts, longest)
         memory = self.sources(texts, view)
         if self.switch:
@@ -141,12 +167,36 @@ class DecoderNetwork:
             text.ids += ids
         return list(torch.split(self.model.logits(torch.cat(wanted)), [piece.wanted for piece in pieces]))
 
+    def recorded(self, ids: list[int], slots: list[int], starts: list[int]) -> Tensor | None:
+        """One token of each text by a recorded step; None where steps cannot be recorded."""
+        assert self.graphs is not None
+        try:
+            return self.graphs.run(ids, slots, starts)
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            notice(
+                pick(
+                    f"CUDA graphs cannot be used here, which makes writing slower: {str(error).splitlines()[0]}",
+                    f"此处无法使用 CUDA 图，生成会变慢：{str(error).splitlines()[0]}",
+                )
+            )
+            self.graphs = None
+            return None
+
     def sources(self, texts: Sequence[SlotText], view: KVCache) -> Memory | None:  # noqa: ARG002 - those of a decoder
         """What the texts attend to beside themselves."""
         return None
 
+    def use(self, adapter: str | None) -> None:
+        """Compute with this adapter from here on."""
+        if adapter != self.active:
+            set_active(self.model, {} if adapter is None else {adapter: 1.0})
+            self.active = adapter
+
     def score(self, ids_BT: Tensor) -> Tensor:
         """Neither all activations nor all logits are held at once."""
+        self.use(None)
         B, T = ids_BT.shape
         scores_M, rows = torch.empty(B * (T - 1)), max(1, SCORE_TOKENS // T)
         for row in range(0, B, rows):
@@ -209,9 +259,10 @@ class SourceNetwork(DecoderNetwork):
             return 0
         return self.context_length - len(self.start_ids)
 
-    def open(self, prompt: Sequence[int], room: int) -> tuple[SlotText, list[int]]:
+    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[SlotText, list[int]]:
         """Reads the source."""
-        text, ids = super().open(self.start_ids, room)
+        text, ids = super().open(self.start_ids, room, adapter)
+        self.use(adapter)
         text.memory = self.model.encode(torch.tensor([list(prompt)], device=self.device))
         for layer, block in enumerate(self.model.model.layers):
             assert isinstance(block, Block)

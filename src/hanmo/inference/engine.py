@@ -97,8 +97,8 @@ class Vocabulary:
 class Request:
     """A prompt that is to be continued, and the chunks that nobody has taken yet."""
 
-    def __init__(self, ids: Sequence[int], sampling: Sampling, index: int, room: int, adapter: str | None) -> None:
-        self.ids, self.sampling, self.index, self.room, self.adapter = list(ids), sampling, index, room, adapter
+    def __init__(self, ids: Sequence[int], sampling: Sampling, index: int, room: int) -> None:
+        self.ids, self.sampling, self.index, self.room = list(ids), sampling, index, room
         self.chunks: deque[Chunk] = deque()
         self.going = sampling.n  # choices that have not finished
         self.cancelled = False
@@ -218,18 +218,15 @@ class Engine:
 
     # From outside, by any thread -------------------------------------------------------------------------------------
 
-    def submit(
-        self, ids: Sequence[int], sampling: Sampling, *, room: int, index: int = 0, adapter: str | None = None
-    ) -> Request:
+    def submit(self, ids: Sequence[int], sampling: Sampling, *, room: int, index: int = 0) -> Request:
         """Put a request at the end of the queue.
 
         Args:
             ids: the prompt, not empty.
             room: tokens that may be written, at least one.
             index: what its chunks are to be numbered by.
-            adapter: the name of an adapter of the network.
         """
-        request = Request(ids, sampling, index, room, adapter)
+        request = Request(ids, sampling, index, room)
         self.waiting.append(request)
         return request
 
@@ -347,9 +344,9 @@ class Engine:
             return
         ids = np.array(row.ids[: row.text.length])
         for other in [*self.kept]:
-            if other.adapter == row.request.adapter and common(other.ids, ids) == len(other.ids):
+            if other.adapter == row.request.sampling.adapter and common(other.ids, ids) == len(other.ids):
                 self.forget(other)
-        self.kept.append(Kept(ids, row.text, row.request.adapter))
+        self.kept.append(Kept(ids, row.text, row.request.sampling.adapter))
         if len(self.kept) > min(KEPT, self.network.keeps):
             self.forget(self.kept[0])
 
@@ -380,7 +377,7 @@ class Engine:
         """The first row of a request; the other choices part from it when the prompt is read."""
         text, ids, reused = self.shared(request)
         if text is None:
-            text, ids = self.network.open(request.ids, request.room)
+            text, ids = self.network.open(request.ids, request.room, request.sampling.adapter)
         self.rows.append(self.new_row(request, 0, text, ids, reused))
 
     def shared(self, request: Request) -> tuple[Text | None, list[int], int]:
@@ -389,7 +386,7 @@ class Engine:
             return None, request.ids, 0
         prompt = np.array(request.ids[:-1])  # at least one token has to be read
         best, kept = max(
-            ((common(kept.ids, prompt), kept) for kept in self.kept if kept.adapter == request.adapter),
+            ((common(kept.ids, prompt), kept) for kept in self.kept if kept.adapter == request.sampling.adapter),
             key=lambda pair: pair[0],
             default=(0, None),
         )

@@ -126,7 +126,7 @@ class ForeignNetwork:
         numbers = int(2 * layers * width * sum(lengths))
         return bool(numbers * next(self.model.parameters()).element_size() <= CACHE_BYTES)
 
-    def open(self, prompt: Sequence[int], room: int) -> tuple[ForeignText, list[int]]:  # noqa: ARG002
+    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[ForeignText, list[int]]:  # noqa: ARG002
         return ForeignText(cache=self.new_cache()), list(prompt)
 
     def new_cache(self) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -25,6 +26,7 @@ from hanmo.inference.engine import Chunk, Engine, FinishReason, Request, TokenLo
 from hanmo.inference.networks import Network, adapt
 from hanmo.inference.sampling import Sampling
 from hanmo.inference.speculation import DraftModel
+from hanmo.language import pick
 from hanmo.models.ngram import NGramModel
 from hanmo.models.recurrent import RecurrentModel
 from hanmo.models.transformer import Transformer
@@ -111,7 +113,38 @@ class LanguageModel:
         self.forbidden_ids = [id for id in forbidden_ids if 0 <= id < size]
         vocabulary = Vocabulary(size, tokenizer.token_bytes, self.eos_ids, self.forbidden_ids)
         guesser = None if draft is None else self.guesser_of(draft)
+        self.adapters: list[str] = []
+        self.adapter: str | None = None  # for requests that name none
         self.engine = Engine(self.network, vocabulary, name=name, speculate=speculate, draft=guesser)
+
+    def add_adapter(self, folder: str | Path, name: str | None = None) -> str:
+        """Add a LoRA adapter, ours or PEFT's; requests with several adapters and none are computed together.
+
+        Args:
+            folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+            name: for the option ``adapter`` of :meth:`generate`; default: that of the folder.
+
+        Returns:
+            the name.
+
+        Raises:
+            ModelError: the folder is damaged or was made for another model, or is of a kind that the engine cannot use.
+            UsageError: the name is taken, or this kind of network has no adapters.
+        """
+        name = name or Path(folder).resolve().name
+        add = getattr(self.network, "add_adapter", None)
+        if add is None or name in self.adapters:
+            what = f"the name '{name}' is taken" if add else "networks of this kind have no adapters"
+            raise UsageError(
+                what,
+                where=self.name,
+                fix="give another name" if add else "adapters belong to transformers",
+                zh=f"名称 '{name}' 已被占用，请换一个名称" if add else "这类网络不支持适配器",
+            )
+        with self.engine.alone():
+            add(Path(folder), name)
+        self.adapters.append(name)
+        return name
 
     def guesser_of(self, draft: LanguageModel) -> Callable[[], DraftModel]:
         """What makes the guesses of a text with a smaller model.
@@ -270,6 +303,16 @@ class LanguageModel:
 
     def _submit(self, index: int, ids: list[int], sampling: Sampling) -> Request:
         """Ask the engine to continue a prompt."""
+        sampling.adapter = sampling.adapter or self.adapter
+        if sampling.adapter is not None and sampling.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or pick("none", "无")
+            raise UsageError(
+                f"the model has no adapter '{sampling.adapter}'",
+                where=self.name,
+                why=f"those that were added: {known}",
+                fix="add it first: model.add_adapter(FOLDER)",
+                zh=f"模型没有适配器 '{sampling.adapter}'（已添加：{known}）；请先调用 model.add_adapter(文件夹)",
+            )
         room = min(sampling.max_new_tokens, self.network.room(len(ids)))
         return self.engine.submit(ids, sampling, room=room, index=index)
 

@@ -66,7 +66,7 @@ def load(
 
     Tried in this order: ``openai:MODEL@ADDRESS`` (a remote model), a path (a model folder, a run folder, a ``.gguf`` or
     ``.arpa`` file, word vectors as ``.bin``, ``.vec`` or ``.txt``), a run under ``runs/``, a name of the catalog
-    (downloaded once).
+    (downloaded once). The folder of an adapter gives the model it was made for, with it.
 
     Args:
         name: what to load.
@@ -97,11 +97,52 @@ def load(
         return connect(str(name), offline=offline)
     place = Place(choose_device(device), precision, engine)
     set_threads()
-    path = find(str(name), offline=offline)
-    model = load_path(path, place, str(name))
+    folder = adapter_folder(str(name))
+    if folder is not None:
+        model: Any = load_adapted(folder, place, str(name), offline=offline)
+    else:
+        model = load_path(find(str(name), offline=offline), place, str(name))
     if draft is not None:
         smaller = load(draft, device=device, offline=offline, engine=engine)
         model.engine.new_guesser = model.guesser_of(smaller)
+    return model
+
+
+def adapter_folder(name: str) -> Path | None:
+    """The folder of an adapter that a name stands for, where it holds no model as well."""
+    for path in (Path(name).expanduser(), RUNS / name):
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            return path
+    return None
+
+
+def load_adapted(folder: Path, place: Place, name: str, *, offline: bool) -> LanguageModel:
+    """An adapter on the model it was made for.
+
+    Raises:
+        ModelError: that model is not here, or the adapter does not fit it.
+        UsageError: it is a model that does not write.
+    """
+    base = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    try:
+        path = find(base, offline=offline)
+    except ModelError:
+        raise ModelError(
+            f"this is an adapter for '{base}', and there is no such model here",
+            where=str(folder),
+            fix=f"put the model where the adapter names it, or give {folder.parent / MODEL}, which has it folded in",
+            zh=f"这是 '{base}' 的适配器，但找不到该模型。请把模型放在所记录的位置，"
+            f"或使用已合并它的 {folder.parent / MODEL}",
+        ) from None
+    model = load_path(path, place, name)
+    if not isinstance(model, LanguageModel):
+        raise UsageError(
+            "adapters are read onto models that write; this one is for another kind",
+            where=str(folder),
+            fix=f"give {folder.parent / MODEL}, which has it folded in",
+            zh=f"只有生成模型可以直接加载适配器。请使用已合并它的 {folder.parent / MODEL}",
+        )
+    model.adapter = model.add_adapter(folder)
     return model
 
 
@@ -309,9 +350,9 @@ def inside(path: Path) -> Path:
         raise ModelError(
             f"this is an adapter for '{base}', not a model",
             where=str(path),
-            fix=f"give {path.parent / MODEL}, which has it folded in; or load it into its base with PEFT",
-            zh=f"这是 '{base}' 的适配器，不是完整模型。请使用已合并它的 {path.parent / MODEL}，"
-            "或用 PEFT 加载到基础模型",
+            fix=f"give {path.parent / MODEL}, which has it folded in; hanmo generate takes the adapter, too",
+            zh=f"这是 '{base}' 的适配器，不是完整模型。请使用已合并它的 {path.parent / MODEL}"
+            "（若只是生成文本，可把适配器直接交给 hanmo generate）",
         )
     raise ModelError(
         "the folder holds no model",

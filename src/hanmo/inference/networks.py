@@ -95,8 +95,9 @@ class Network(Protocol):
         """Whether there is memory for texts of these lengths at the same time."""
         ...
 
-    def open(self, prompt: Sequence[int], room: int) -> tuple[Any, list[int]]:
-        """A new text to which at most ``room`` tokens will be added, and what it has to read first."""
+    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[Any, list[int]]:
+        """A new text to which at most ``room`` tokens will be added, read with an adapter or none; and what it has to
+        read first."""
         ...
 
     def read(self, pieces: Sequence[Piece]) -> Tensor:
@@ -174,7 +175,7 @@ class RecurrentNetwork:
     def fits(self, lengths: Sequence[int]) -> bool:  # noqa: ARG002 - a state has one size
         return True
 
-    def open(self, prompt: Sequence[int], room: int) -> tuple[RecurrentText, list[int]]:  # noqa: ARG002
+    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[RecurrentText, list[int]]:  # noqa: ARG002
         return RecurrentText(), list(prompt)
 
     def read(self, pieces: Sequence[Piece]) -> Tensor:
@@ -256,7 +257,7 @@ class NGramNetwork:
     def fits(self, lengths: Sequence[int]) -> bool:  # noqa: ARG002 - tokens take no memory worth counting
         return True
 
-    def open(self, prompt: Sequence[int], room: int) -> tuple[TokenText, list[int]]:  # noqa: ARG002
+    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[TokenText, list[int]]:  # noqa: ARG002
         return TokenText(), list(prompt)
 
     def read(self, pieces: Sequence[Piece]) -> Tensor:

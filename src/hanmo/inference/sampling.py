@@ -54,6 +54,7 @@ class Sampling:
         ignore_eos: go on after an end-of-sequence token.
         logprobs: give the log-probability of each token, and so many of the most probable ones; None gives none.
         constraint: says which tokens may come next (:mod:`hanmo.inference.constraints`).
+        adapter: the name of an adapter that was added to the model; None: the model as it is.
 
     Raises:
         UsageError: a value of the wrong type or out of its range; the message names the field and the range.
@@ -75,6 +76,7 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     constraint: Constraint | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         whole_number("max_new_tokens", self.max_new_tokens, 1, 1_000_000)

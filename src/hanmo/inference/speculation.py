@@ -87,7 +87,7 @@ class DraftModel:
     def guess(self, ids: Sequence[int], most: int) -> list[int]:
         """The most probable tokens one after the other."""
         if self.text is None:
-            self.text, _ = self.network.open(ids, most + 1)
+            self.text, _ = self.network.open(ids, most + 1, None)
         if self.network.room(len(ids)) <= 1:
             return []
         most = min(most, self.length, self.network.room(len(ids)) - 1)

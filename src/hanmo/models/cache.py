@@ -134,6 +134,17 @@ class PoolView(KVCache):
         return found[0], found[1]
 
 
+class StaticView(PoolView):
+    """The same for one new position of each text, where slots and places are tensors whose contents change while
+    nothing else does: what a CUDA graph needs. Every query looks at all columns through its mask."""
+
+    def __init__(self, pool: CachePool, slots_B: Tensor, places_B: Tensor) -> None:
+        self.pool, self.reach_B1, self.source = pool, None, {}
+        self.max_length = pool.keys.size(3)
+        self.length = self.max_length - 1  # so that the new position is the last column, for those who count
+        self.rows, self.slots_B1, self.places_BT = slots_B, slots_B.unsqueeze(1), places_B.unsqueeze(1)
+
+
 @dataclass
 class Memory:
     """What a decoder attends to: the encoder's states ``[B, S, D]`` and, where rows are padded, a mask ``[B, S]``."""

@@ -57,7 +57,7 @@ class NativeNetwork:
     def fits(self, lengths: Sequence[int]) -> bool:
         return sum(length // PAGE + 2 for length in lengths) <= self.cache.pages  # one more where texts part in a page
 
-    def open(self, prompt: Sequence[int], room: int) -> tuple[PagedText, list[int]]:
+    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[PagedText, list[int]]:  # noqa: ARG002
         if not self.fits([len(prompt) + room]):
             held = (self.cache.pages - 2) * PAGE
             raise ResourceError(

@@ -93,7 +93,7 @@ def stack(parts: Sequence[Matrix]) -> Matrix:
     """Matrices of one kind, one above the other."""
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat([part.float() for part in parts if isinstance(part, Tensor)])
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
     same = [part for part in parts if isinstance(part, Quantized) and part.kind == first.kind]
     if len(same) < len(parts):
         raise ModelError("matrices that are joined have different kinds of weights")
@@ -133,16 +133,15 @@ def panels_of(count: int) -> int:
 def pack(matrix: Quantized) -> Packed:
     """Bring integers into panels: ``[panel][group][step][output][input]``, two steps in a byte at 4 bits."""
     (N, K), P = matrix.size, panels_of(matrix.size[0])
-    q = filled(matrix.integers_NGI, P * PANEL, OFFSETS[matrix.kind])
-    steps = q.view(P, PANEL, -(-K // GROUP), GROUP // STEP, STEP).permute(0, 2, 3, 1, 4)
-    if matrix.kind == "int8":
-        values = steps.contiguous()
-    else:
-        values = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
+    q = filled(matrix.integers_NGI, P * PANEL, OFFSETS[matrix.kind]).contiguous().view(torch.int32)  # a step each
+    steps = q.view(P, PANEL, -(-K // GROUP), GROUP // STEP).permute(0, 2, 3, 1)
+    if matrix.kind != "int8":
+        steps = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
+    values = steps.contiguous().unsqueeze(-1).view(torch.uint8)
     scales = panel_scales(matrix.scales_NG, P)
     if matrix.minima_NG is not None:
         scales = torch.stack([scales, panel_scales(matrix.minima_NG, P)], dim=2)
-    return Packed(matrix.kind, N, K, values.contiguous(), scales.contiguous())
+    return Packed(matrix.kind, N, K, values, scales)
 
 
 def panel_scales(scales_NG: Tensor, panels: int) -> Tensor:

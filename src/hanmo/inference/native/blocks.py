@@ -26,7 +26,8 @@ from torch import Tensor
 from hanmo.inference.native.layout import GROUP, Matrix, Quantized
 from hanmo.inference.native.quantize import quantize_int8
 
-CHUNK = 1 << 18  # bytes that are read at a time: what is made of them stays in the cache of the processor
+CHUNK = 1 << 19  # bytes that are read at a time: what is made of them stays in the cache of the processor
+NIBBLES = 0x0F0F0F0F0F0F0F0F
 LARGEST_HALF = 65504.0
 IQ4_LEVELS = np.array(  # ggml's kvalues_iq4nl, as offset bytes
     [128 + level for level in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)], np.uint8
@@ -70,9 +71,15 @@ def brain_floats(raw_NB: Tensor) -> Tensor:
     return values.half() if fits else values.float()
 
 
+def low_and_high(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """The low and the high 4 bits of bytes ``[..., B]``, eight bytes at a time."""
+    words = raw.contiguous().view(torch.int64)
+    return (words & NIBBLES).view(torch.uint8), (words >> 4 & NIBBLES).view(torch.uint8)
+
+
 def nibbles(raw: Tensor) -> Tensor:
     """``[..., 16]`` bytes as ``[..., 32]`` numbers of 4 bits: all low halves, then all high ones."""
-    return torch.cat([raw & 15, raw >> 4], dim=-1)
+    return torch.cat(low_and_high(raw), dim=-1)
 
 
 def bits(raw: Tensor, count: int) -> Tensor:
@@ -147,8 +154,7 @@ def scales_and_minima(raw_NSB: Tensor) -> tuple[Tensor, Tensor]:
 def pairs(raw_NSB: Tensor) -> Tensor:
     """Integers ``[N, G, 32]`` of 4 bits: 32 bytes hold two groups, the first in their low halves."""
     N, S, _ = raw_NSB.shape
-    both = raw_NSB.view(N, S, 4, GROUP)
-    return torch.stack([both & 15, both >> 4], dim=3).view(N, S * 8, GROUP)
+    return torch.stack(low_and_high(raw_NSB.reshape(N, S, 4, GROUP)), dim=3).view(N, S * 8, GROUP)
 
 
 def q4_k(raw_NSB: Tensor) -> Quantized:

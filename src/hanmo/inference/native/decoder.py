@@ -23,6 +23,7 @@ from hanmo.inference.native.layout import (
     Matrix,
     Packed,
     Quantized,
+    all_finite,
     alternate,
     filled,
     pack,
@@ -30,10 +31,11 @@ from hanmo.inference.native.layout import (
     stack,
     with_rows,
 )
+from hanmo.errors import ModelError
 from hanmo.inference.native.library import call
 from hanmo.inference.native.quantize import alike, quantize_int4, quantize_int8
 from hanmo.models.positions import rotary_frequencies, rotary_magnitude
-from hanmo.models.transformer import TransformerConfig
+from hanmo.models.transformer import Transformer, TransformerConfig, shapes_of
 from hanmo.text.tokenizer import Tokenizer
 
 PAGE = 32  # positions of a page of the cache, as in src/attention.h
@@ -156,6 +158,35 @@ def prepare(
     return parts
 
 
+def sizes_of_parts(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """What :func:`prepare` makes for a configuration: outputs and inputs of matrices, lengths of vectors, by name."""
+    sliding = config.sliding_layers and config.sliding_layers[:1]
+    with torch.device("meta"):  # all layers are alike: one is made
+        shapes = shapes_of(Transformer(replace(config, num_layers=1, sliding_layers=sliding)))
+    hidden, query, first = config.hidden_size, config.num_heads * config.head_dim, "model.layers.0."
+    rows = query + 2 * config.num_kv_heads * config.head_dim
+    inner = -(-config.intermediate_size // GROUP) * GROUP * (2 if config.gated else 1)
+    layer: dict[str, tuple[int, ...]] = {
+        "qkv": (rows, hidden),
+        "output": (hidden, query),
+        "gate_up": (inner, hidden),
+        "down": (hidden, config.intermediate_size),
+    }
+    layer |= {name: shapes[first + name] for name in LAYER_VECTORS[:10] if first + name in shapes}
+    biases = {"qkv": "self_attn.q_proj", "output": "self_attn.o_proj", "gate_up": "mlp.up_proj", "down": "mlp.down_proj"}
+    layer |= {f"{name}.bias": layer[name][:1] for name, source in biases.items() if f"{first}{source}.bias" in shapes}
+    sizes = {f"layers.{number}.{name}": size for number in range(config.num_layers) for name, size in layer.items()}
+    sizes["embedding"] = (config.vocab_size, hidden)
+    if not config.tie_embeddings:
+        sizes["head"] = (config.vocab_size, hidden)
+    sizes |= {name: shapes[f"model.{name}"] for name in ("norm.weight", "norm.bias") if f"model.{name}" in shapes}
+    if config.lm_bias:
+        sizes["head.bias"] = (config.vocab_size,)
+    if config.positions == "learned":
+        sizes["positions"] = (config.max_position_embeddings * hidden,)
+    return sizes
+
+
 def norm_offset(config: TransformerConfig, name: str) -> float:
     """What is added to the weight of a norm: Gemma stores its distance from one."""
     return 1.0 if config.norm == "rms+1" and name.endswith("norm.weight") else 0.0
@@ -206,6 +237,9 @@ def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tenso
     Args:
         precision: None: as it is (float32, half precision, or quantised). "fp32", "fp16": floats. "int8": floats are
             quantised, what has fewer bits keeps them. "int4": all is quantised to 4 bits that has more.
+
+    Raises:
+        ModelError: a weight is beyond the range of half precision, or no number.
     """
     if precision in ("fp32", "fp16"):
         result = pack_floats(given if isinstance(given, Tensor) else given.dequantize(), precision)
@@ -216,6 +250,13 @@ def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tenso
     else:
         floats = given if isinstance(given, Tensor) else given.dequantize()
         result = pack(quantize_int8(floats) if precision == "int8" else quantize_int4(floats))
+    numbers = result.scales if result.scales.numel() else result.values
+    if numbers.dtype == torch.float16 and not all_finite(numbers):
+        raise ModelError(
+            "a matrix holds NaN, infinite values, or weights beyond the range of half precision",
+            fix="load it in float32: precision fp32",
+            zh="权重含有 NaN、无穷大，或超出半精度范围的数值。请用 fp32 精度加载",
+        )
     return replace(result, values=place(result.values), scales=place(result.scales))
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from hanmo.errors import ModelError
 from hanmo.inference.native.blocks import from_rows
 from hanmo.inference.native.decoder import LoadedParts, Weights, prepare, reason_against
-from hanmo.inference.native.layout import Matrix, Quantized
+from hanmo.inference.native.layout import Matrix, Quantized, all_finite
 from hanmo.inference.native.memory import Arena, without_collection
-from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, unpack, unpermute
+from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, unpermute
 from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES
 from hanmo.models.checkpoints.weights import refuse
 from hanmo.models.tensors import check_shapes
@@ -75,13 +75,13 @@ def read_vector(file: OpenedFile, name: str) -> Tensor | None:
     source = file.sources.get(name)
     if source is None:
         return None
-    values = unpack(file.path, source.info, source.rows)
-    check_finite(file.path, source.info.name, [values])
-    return unpermute(values, source.heads) if source.heads else values
+    values = read_matrix(file, name)
+    floats = values.float() if isinstance(values, Tensor) else values.dequantize()
+    return floats.reshape(source.shape)
 
 
 def check_finite(path: Path, name: str, tensors: list[Tensor] | list[Tensor | None]) -> None:
     """Refuse NaN and infinite numbers, which would make every later one the same."""
     for tensor in tensors:
-        if tensor is not None and not tensor.isfinite().all():
+        if tensor is not None and not all_finite(tensor):
             refuse(path, f"the tensor '{name}' holds NaN or infinite values, or scales beyond half precision")

@@ -18,6 +18,7 @@ from hanmo.errors import ModelError
 
 PANEL, GROUP, STEP = 16, 32, 4
 KINDS = {"fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "int4-minimum": 4}  # as in src/matrix.h
+FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 OFFSETS = {"int8": 128, "int4": 8, "int4-minimum": 0}
 
 
@@ -82,6 +83,14 @@ class Packed:
     scales: Tensor
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinite number. (Half precision by its bits: no processor is quick at it.)"""
+    if values.dtype != torch.float16:
+        return bool(values.isfinite().all())
+    bits = values.contiguous().view(torch.int16).numpy()
+    return not bits.size or int((bits & 0x7FFF).max()) < 0x7C00
+
+
 def filled(x: Tensor, rows: int, value: float = 0) -> Tensor:
     """The same with more rows, which hold one value."""
     if len(x) == rows:
@@ -144,6 +153,16 @@ def pack(matrix: Quantized) -> Packed:
     return Packed(matrix.kind, N, K, values, scales)
 
 
+def shapes_of_packed(kind: str, outputs: int, inputs: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Types and shapes of the tensors of a packed matrix: "values", and "scales" where it has any."""
+    P, G = panels_of(outputs), -(-inputs // GROUP)
+    if kind in FLOAT_TYPES:
+        return {"values": (FLOAT_TYPES[kind], (P, inputs, PANEL))}
+    steps = GROUP // STEP // (1 if kind == "int8" else 2)
+    scales = (P, G, 2, PANEL) if kind == "int4-minimum" else (P, G, PANEL)
+    return {"values": (torch.uint8, (P, G, steps, PANEL, STEP)), "scales": (torch.float16, scales)}
+
+
 def panel_scales(scales_NG: Tensor, panels: int) -> Tensor:
     """``[panel][group][output]``."""
     return filled(scales_NG, panels * PANEL).view(panels, PANEL, -1).transpose(1, 2).contiguous()
@@ -152,8 +171,7 @@ def panel_scales(scales_NG: Tensor, panels: int) -> Tensor:
 def pack_floats(weights_NK: Tensor, kind: str = "fp32") -> Packed:
     """Bring floats into panels: ``[panel][input][output]``."""
     N, K = weights_NK.shape
-    dtype = torch.float32 if kind == "fp32" else torch.float16
-    values = filled(weights_NK.to(dtype), panels_of(N) * PANEL).view(-1, PANEL, K).transpose(1, 2).contiguous()
+    values = filled(weights_NK.to(FLOAT_TYPES[kind]), panels_of(N) * PANEL).view(-1, PANEL, K).transpose(1, 2).contiguous()
     return Packed(kind, N, K, values, torch.empty(0, dtype=torch.float16))
 
 

@@ -44,7 +44,7 @@ def from_rows(kind: str, raw_NB: Tensor) -> Matrix:
     if kind in FLOATS:
         return FLOATS[kind](raw_NB)
     block, read = READERS[kind]
-    pieces = raw_NB.split(max(1, CHUNK // raw_NB.size(1)))
+    pieces = torch.split(raw_NB, max(1, CHUNK // raw_NB.size(1)))
     parts = [read(rows.view(len(rows), -1, block)) for rows in pieces]
     return parts[0].joined(parts, lambda tensors: torch.cat(list(tensors)))
 
@@ -226,7 +226,8 @@ def nearest(integers_NGI: Tensor, scales_NG: Tensor, minima_NG: Tensor) -> Quant
         integers_NGI: ``[N, groups, size]``.
         scales_NG, minima_NG: float32 ``[N, groups]``.
     """
-    return quantize_int8(torch.addcmul(minima_NG.unsqueeze(-1), integers_NGI.float(), scales_NG.unsqueeze(-1)).flatten(1))
+    weights = torch.addcmul(minima_NG.unsqueeze(-1), integers_NGI.float(), scales_NG.unsqueeze(-1))
+    return quantize_int8(weights.flatten(1))
 
 
 FLOATS: dict[str, Callable[[Tensor], Tensor]] = {"F32": floats32, "F16": floats16, "BF16": brain_floats}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hanmo.errors import ModelError
 from hanmo.inference.native.layout import (
     GROUP,
     KINDS,
@@ -31,7 +32,6 @@ from hanmo.inference.native.layout import (
     stack,
     with_rows,
 )
-from hanmo.errors import ModelError
 from hanmo.inference.native.library import call
 from hanmo.inference.native.quantize import alike, quantize_int4, quantize_int8
 from hanmo.models.positions import rotary_frequencies, rotary_magnitude
@@ -143,7 +143,9 @@ def prepare(
     if not config.tie_embeddings:
         parts["head"] = packed(weights.matrix("lm_head.weight"), edge, place)
     for layer in range(config.num_layers):
-        parts |= {f"layers.{layer}.{name}": part for name, part in layer_parts(config, weights, precision, layer, place)}
+        parts |= {
+            f"layers.{layer}.{name}": part for name, part in layer_parts(config, weights, precision, layer, place)
+        }
     for name, source, factor in (
         ("norm.weight", "model.norm.weight", config.logit_scale),
         ("norm.bias", "model.norm.bias", config.logit_scale),
@@ -173,7 +175,12 @@ def sizes_of_parts(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
         "down": (hidden, config.intermediate_size),
     }
     layer |= {name: shapes[first + name] for name in LAYER_VECTORS[:10] if first + name in shapes}
-    biases = {"qkv": "self_attn.q_proj", "output": "self_attn.o_proj", "gate_up": "mlp.up_proj", "down": "mlp.down_proj"}
+    biases = {
+        "qkv": "self_attn.q_proj",
+        "output": "self_attn.o_proj",
+        "gate_up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    }
     layer |= {f"{name}.bias": layer[name][:1] for name, source in biases.items() if f"{first}{source}.bias" in shapes}
     sizes = {f"layers.{number}.{name}": size for number in range(config.num_layers) for name, size in layer.items()}
     sizes["embedding"] = (config.vocab_size, hidden)
@@ -202,8 +209,8 @@ def layer_parts(
     filled_intermediate = -(-config.intermediate_size // GROUP) * GROUP
     inner = with_rows(matrix(mlp + "up_proj.weight"), filled_intermediate)
     if config.gated:
-        gate = with_rows(matrix(mlp + "gate_proj.weight"), filled_intermediate)
-        inner = alternate(*alike([gate, inner]))
+        outer = with_rows(matrix(mlp + "gate_proj.weight"), filled_intermediate)
+        inner = alternate(*alike([outer, inner]))
     parts: list[tuple[str, Packed | Tensor]] = [
         ("qkv", packed(stack(alike([matrix(f"{attention}{name}_proj.weight") for name in "qkv"])), precision, place)),
         ("output", packed(matrix(attention + "o_proj.weight"), precision, place)),

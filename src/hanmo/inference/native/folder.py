@@ -2,8 +2,8 @@
 
 The layout is that of Hugging Face (``config.json``, ``tokenizer.json``, ...) and ``hanmo.json`` with the hash of every
 file. ``model.safetensors`` holds the parts of :func:`~hanmo.inference.native.decoder.prepare`: of a matrix
-``<name>.values`` and ``<name>.scales`` as ``src/matrix.h`` describes them, of a vector its float32 numbers. The header's
-metadata say the kind and size of each matrix. Every tensor begins at a multiple of 64 bytes of the file (tensors named
+``<name>.values`` and ``<name>.scales`` as ``src/matrix.h`` describes them, of a vector its float32 numbers. The
+header's metadata say the kind and size of each matrix. Every tensor begins at a multiple of 64 bytes of the file (tensors named
 ``padding.<n>`` fill the gaps, blanks the header). The same bytes serve every machine.
 
 ``config.json`` has a ``quantization_config`` with a method of ours, so that programs which do not know it say so.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hanmo.errors import ModelError
 from hanmo.folder import MANIFEST, atomic_folder, listed_files, read_manifest, write_json
-from hanmo.inference.native.decoder import LoadedParts, Parts, as_it_is, reason_against, sizes_of_parts
+from hanmo.inference.native.decoder import LoadedParts, Parts, reason_against, sizes_of_parts
 from hanmo.inference.native.layout import KINDS, Packed, all_finite, shapes_of_packed
 from hanmo.inference.native.memory import ALIGNMENT, Arena, without_collection
 from hanmo.models.architectures import write_config
@@ -131,7 +131,7 @@ def write_parts(path: Path, parts: Parts) -> None:
 
 def write_tensor(stream: BinaryIO, tensor: Tensor) -> None:
     """The bytes of a tensor."""
-    stream.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -144,8 +144,8 @@ def open_quantized(folder: str | Path, *, mapped: bool = True) -> LoadedParts:
     tokenizer, and only then the weights.
 
     Args:
-        mapped: the engine reads from the file as it lies in the system's cache, which all processes share; False: from
-            a copy in memory of this process, in huge pages where the system has them.
+        mapped: the engine reads from the file as it lies in the system's cache, which all processes share. False: from
+            memory of this process in huge pages (``memory.py``), which is faster once it is read.
 
     Raises:
         ModelError: something is missing, damaged, of an unknown version, or does not fit together.
@@ -172,7 +172,8 @@ def open_quantized(folder: str | Path, *, mapped: bool = True) -> LoadedParts:
     check_vocabulary(tokenizer, config, str(folder / "tokenizer.json"))
     matrices = read_matrices(folder / WEIGHTS, metadata)
     check_header(folder / WEIGHTS, header, start, config, matrices)
-    parts = map_parts(folder / WEIGHTS, header, start, matrices, as_it_is if mapped else Arena().place)
+    read = map_file(folder / WEIGHTS) if mapped else read_file(folder / WEIGHTS)
+    parts = parts_of_file(folder / WEIGHTS, header, start, matrices, read)
     return LoadedParts(config, parts, tokenizer, generation, str(folder))
 
 
@@ -239,42 +240,62 @@ def check_header(
     for name, (dtype, shape) in expected.items():
         entry = stored[name]
         if entry["dtype"] != TYPES[dtype] or tuple(entry["shape"]) != shape:
-            form = f"{entry['dtype']} {entry['shape']}"
-            refuse(path, f"the tensor '{name}' is {form}, expected {TYPES[dtype]} {list(shape)}")
+            given = f"{entry['dtype']} {entry['shape']}"
+            refuse(path, f"the tensor '{name}' is {given}, expected {TYPES[dtype]} {list(shape)}")
         if (start + entry["data_offsets"][0]) % ALIGNMENT:
             refuse(path, f"the tensor '{name}' does not begin at a multiple of {ALIGNMENT} bytes")
 
 
-def map_parts(
+def map_file(path: Path) -> Callable[[int, int], Tensor]:
+    """A function that gives the bytes of a file from one place to another, without reading them."""
+    with path.open("rb") as stream:
+        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants to write; nobody does
+    whole = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the map alive
+    return lambda first, last: whole[first:last]
+
+
+def read_file(path: Path) -> Callable[[int, int], Tensor]:
+    """A function that reads the bytes of a file from one place to another into huge pages."""
+    arena = Arena()
+
+    def read(first: int, last: int) -> Tensor:
+        values = arena.take(last - first)
+        with path.open("rb") as stream:
+            stream.seek(first)
+            if stream.readinto(values.numpy().data) != last - first:
+                refuse(path, "the file was changed while it was read")
+        return values
+
+    return read
+
+
+def parts_of_file(
     path: Path,
     header: Mapping[str, Mapping[str, Any]],
     start: int,
     matrices: Mapping[str, tuple[str, int, int]],
-    place: Callable[[Tensor], Tensor],
+    read: Callable[[int, int], Tensor],
 ) -> Parts:
-    """The tensors of a checked file.
+    """The parts in a checked file.
 
     Raises:
         ModelError: a number is not finite.
     """
-    with path.open("rb") as stream:
-        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants to write; nobody does
-    whole = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the map alive
     types = {name: dtype for dtype, name in TYPES.items()}
 
     def tensor(name: str) -> Tensor:
-        entry = header[name]
-        first, last = (start + offset for offset in entry["data_offsets"])
-        values = whole[first:last].view(types[entry["dtype"]]).view(entry["shape"])
+        first, last = header[name]["data_offsets"]
+        values = read(start + first, start + last).view(types[header[name]["dtype"]]).view(header[name]["shape"])
         if values.is_floating_point() and not all_finite(values):
             refuse(path, f"the tensor '{name}' holds NaN or infinite values")
-        return place(values)
+        return values
 
     parts: Parts = {}
     for name, (kind, outputs, inputs) in matrices.items():
         has_scales = f"{name}.scales" in header
+        values = tensor(f"{name}.values")
         scales = tensor(f"{name}.scales") if has_scales else torch.empty(0, dtype=torch.float16)
-        parts[name] = Packed(kind, outputs, inputs, tensor(f"{name}.values"), scales)
+        parts[name] = Packed(kind, outputs, inputs, values, scales)
     of_matrices = {f"{name}.{suffix}" for name in matrices for suffix in ("values", "scales")}
     for name in header:
         if name not in of_matrices and not name.startswith(PADDING):

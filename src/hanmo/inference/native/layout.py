@@ -171,7 +171,9 @@ def panel_scales(scales_NG: Tensor, panels: int) -> Tensor:
 def pack_floats(weights_NK: Tensor, kind: str = "fp32") -> Packed:
     """Bring floats into panels: ``[panel][input][output]``."""
     N, K = weights_NK.shape
-    values = filled(weights_NK.to(FLOAT_TYPES[kind]), panels_of(N) * PANEL).view(-1, PANEL, K).transpose(1, 2).contiguous()
+    values = (
+        filled(weights_NK.to(FLOAT_TYPES[kind]), panels_of(N) * PANEL).view(-1, PANEL, K).transpose(1, 2).contiguous()
+    )
     return Packed(kind, N, K, values, torch.empty(0, dtype=torch.float16))
 
 

@@ -8,11 +8,13 @@ from hanmo.errors import UsageError
 from hanmo.folder import read_manifest
 from hanmo.inference.native import library
 from hanmo.inference.native.decoder import LoadedParts, Weights, prepare, reason_against
-from hanmo.inference.native.folder import is_quantized, open_quantized
+from hanmo.inference.native.folder import WEIGHTS, is_quantized, open_quantized
 from hanmo.inference.native.gguf import open_gguf
 from hanmo.inference.native.memory import Arena
 from hanmo.models.checkpoints.huggingface import load_folder
 from hanmo.models.checkpoints.weights import LoadedModel
+
+READ_UP_TO = 1 << 30  # bytes of weights that are read into huge pages (about 0.3 s); more are mapped
 
 
 def open_native(path: str | Path, precision: str | None = None) -> LoadedParts | str:
@@ -45,7 +47,7 @@ def open_native(path: str | Path, precision: str | None = None) -> LoadedParts |
                 fix="leave the precision out, or load the model it was made from",
                 zh=f"这个文件夹已经量化为 {own}，不能再转换成 {precision}。请去掉精度设置，或加载原模型",
             )
-        return open_quantized(path)
+        return open_quantized(path, mapped=(path / WEIGHTS).stat().st_size > READ_UP_TO)
     return from_floats(load_folder(path), precision or "fp32")
 
 

@@ -56,7 +56,7 @@ def layer_state(config: TransformerConfig, parts: Parts, prefix: str) -> dict[st
         if prefix + name in parts:
             fused["bias"] = vector(parts[prefix + name])
     for kind, values in rows.items():
-        for letter, part in zip("qkv", values.split(widths), strict=True):
+        for letter, part in zip("qkv", torch.split(values, widths), strict=True):
             state[f"self_attn.{letter}_proj.{kind}"] = part
     for kind, values in inner.items():
         if config.gated:

@@ -83,6 +83,21 @@ class LoadedParts:
     generation: dict[str, Any]
     source: str
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights, bytes."""
+        return bytes_of(self.parts)
+
+
+def bytes_of(parts: Parts) -> int:
+    """Memory of weights, bytes."""
+    tensors = [
+        tensor
+        for part in parts.values()
+        for tensor in ((part.values, part.scales) if isinstance(part, Packed) else (part,))
+    ]
+    return sum(tensor.nbytes for tensor in tensors)
+
 
 def reason_against(config: TransformerConfig) -> str | None:
     """Why the native engine cannot compute a network; None where it can."""
@@ -357,12 +372,7 @@ class NativeDecoder:
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights, bytes."""
-        tensors = [
-            tensor
-            for part in self.parts.values()
-            for tensor in ((part.values, part.scales) if isinstance(part, Packed) else (part,))
-        ]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return bytes_of(self.parts)
 
     @property
     def page_bytes(self) -> int:

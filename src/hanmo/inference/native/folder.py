@@ -1,10 +1,10 @@
 """Quantised folders: a model in the engine's form on disk, which is mapped into memory and used as it lies there.
 
 The layout is that of Hugging Face (``config.json``, ``tokenizer.json``, ...) and ``hanmo.json`` with the hash of every
-file. ``model.safetensors`` holds the parts of :func:`~hanmo.inference.native.decoder.prepare`: of a matrix
-``<name>.values`` and ``<name>.scales`` as ``src/matrix.h`` describes them, of a vector its float32 numbers. The
-header's metadata say the kind and size of each matrix. Every tensor begins at a multiple of 64 bytes of the file (tensors named
-``padding.<n>`` fill the gaps, blanks the header). The same bytes serve every machine.
+file. ``model.safetensors`` holds the parts of :func:`~hanmo.inference.native.decoder.prepare`: of a matrix its
+``<name>.values`` and ``<name>.scales`` as ``src/matrix.h`` describes them, of a vector its float32 numbers. The metadata
+of its header say the kind and size of each matrix. Every tensor begins at a multiple of 64 bytes of the file (tensors
+named ``padding.<n>`` fill the gaps, blanks the header). The same bytes serve every machine.
 
 ``config.json`` has a ``quantization_config`` with a method of ours, so that programs which do not know it say so.
 """
@@ -49,16 +49,15 @@ def is_quantized(folder: Path) -> bool:
 
 
 def save_quantized(
-    target: str | Path, loaded: LoadedParts, *, precision: str, provenance: dict[str, Any], card: str | None = None
+    target: str | Path, loaded: LoadedParts, *, provenance: dict[str, Any], card: str | None = None
 ) -> None:
     """Write a quantised folder, completely or not at all.
 
     Args:
         target: what stands there is replaced once the new folder is whole.
         loaded: the decoder in the engine's form.
-        precision: what people call its form: "int8", "int4"...
         provenance: further entries of ``hanmo.json``: what it was made from and how, licence, ``prompt_prefix``...
-        card: the text of ``README.md``; a plain description by default.
+        card: the text of ``README.md``; default: :func:`quantized_card`.
 
     Raises:
         ResourceError: the disk is full or cannot be written; an older folder at ``target`` is intact.
@@ -67,6 +66,7 @@ def save_quantized(
     config, tokenizer = loaded.config, loaded.tokenizer
     generation = generation_entries(config, tokenizer, loaded.generation)
     special = {key: value for key, value in generation.items() if key.endswith("_token_id")}
+    precision = precision_of(loaded.parts)
     method = {"quant_method": METHOD, "version": VERSION, "precision": precision}
     form = {"form": "quantized", "form_version": VERSION, "precision": precision, "kinds": kinds_of(loaded.parts)}
     with atomic_folder(target, {**provenance, **form}) as folder:
@@ -74,7 +74,7 @@ def save_quantized(
         tokenizer.save(folder)
         write_json(folder / "config.json", {**write_config(config), **special, "quantization_config": method})
         write_json(folder / "generation_config.json", generation)
-        text = default_card(target.name, config, provenance) if card is None else card
+        text = quantized_card(target.name, loaded, provenance) if card is None else card
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -85,6 +85,33 @@ def kinds_of(parts: Parts) -> dict[str, int]:
         if isinstance(part, Packed):
             kinds[part.kind] = kinds.get(part.kind, 0) + part.outputs * part.inputs
     return kinds
+
+
+def precision_of(parts: Parts) -> str:
+    """What people call the form: the kind of most weights within the layers."""
+    kinds = kinds_of({name: part for name, part in parts.items() if name.startswith("layers.")})
+    return max(kinds, key=lambda kind: kinds[kind]).removesuffix("-minimum")
+
+
+def quantized_card(name: str, loaded: LoadedParts, provenance: dict[str, Any]) -> str:
+    """A model card that says, besides what is known of every model, in how many bits the weights are and who reads
+    them."""
+    card = default_card(name, loaded.config, provenance, library=METHOD)
+    kinds = kinds_of(loaded.parts)
+    total = sum(kinds.values())
+    shares = ", ".join(f"{kind} {count / total:.0%}" for kind, count in kinds.items())
+    bits = 8 * loaded.weight_bytes / total
+    return card + "\n".join(
+        [
+            "## Quantised weights / 量化权重",
+            "",
+            f"{bits:.2f} bits per weight ({shares}), in groups of 32. They are read by Hanmo's engine for CPUs; "
+            "for other programs export the original model.",
+            "",
+            f"每个权重 {bits:.2f} 位（{shares}），每 32 个一组。由翰墨的 CPU 引擎读取；其他程序请使用原模型的导出。",
+            "",
+        ]
+    )
 
 
 def tensors_of(parts: Parts) -> Iterator[tuple[str, Tensor]]:

@@ -105,8 +105,14 @@ def generation_entries(config: TransformerConfig, tokenizer: Tokenizer, given: d
     return {key: value for key, value in entries.items() if value is not None}
 
 
-def default_card(name: str, config: TransformerConfig, provenance: dict[str, Any]) -> str:
-    """A model card that says what is known without being told: kind, size, context, and how to use it."""
+def default_card(
+    name: str, config: TransformerConfig, provenance: dict[str, Any], *, library: str = "transformers"
+) -> str:
+    """A model card that says what is known without being told: kind, size, context, and how to use it.
+
+    Args:
+        library: what reads the folder, for the hub.
+    """
     licence = provenance.get("license", "unknown")
     languages = provenance.get("languages") or []
     header = [f"license: {licence}", *(["language:", *(f"- {code}" for code in languages)] if languages else [])]
@@ -116,7 +122,7 @@ def default_card(name: str, config: TransformerConfig, provenance: dict[str, Any
         [
             "---",
             *header,
-            "library_name: transformers",
+            f"library_name: {library}",
             f"pipeline_tag: {tag}",
             "tags:",
             "- hanmo",

@@ -30,6 +30,7 @@ VERBS = (
     "serve",
     "models",
     "export",
+    "quantize",
     "doctor",
 )
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from hanmo.errors import ModelError
 
 
-def check_tensors(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not those of a network.
+def check_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse names and shapes that are not those of a network.
 
     Raises:
-        ModelError: one is missing, unexpected, of the wrong shape, or holds NaN; the message names it.
+        ModelError: a tensor is missing, unexpected, or of the wrong shape; the message names it.
     """
     missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     if missing:
@@ -26,12 +26,22 @@ def check_tensors(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, T
             f"{len(extra)} tensors do not belong to this architecture, the first is '{extra[0]}'",
             zh=f"有 {len(extra)} 个张量不属于该结构，第一个是 '{extra[0]}'",
         )
-    for name, tensor in given.items():
-        if tuple(tensor.shape) != expected[name]:
+    for name, shape in given.items():
+        if tuple(shape) != expected[name]:
             raise ModelError(
-                f"the tensor '{name}' has shape {tuple(tensor.shape)}, expected {expected[name]}",
-                zh=f"张量 '{name}' 的形状是 {tuple(tensor.shape)}，应为 {expected[name]}",
+                f"the tensor '{name}' has shape {tuple(shape)}, expected {expected[name]}",
+                zh=f"张量 '{name}' 的形状是 {tuple(shape)}，应为 {expected[name]}",
             )
+
+
+def check_tensors(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of a network.
+
+    Raises:
+        ModelError: one is missing, unexpected, of the wrong shape, or holds NaN; the message names it.
+    """
+    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in given.items()})
+    for name, tensor in given.items():
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ModelError(

@@ -547,6 +547,11 @@ class Transformer(nn.Module):
         return {"bias": self.lm_bias, "scale": config.logit_scale, "softcap": config.logit_softcap}
 
 
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's tensors, by name."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def build(config: TransformerConfig, state: Mapping[str, Tensor], *, checked: bool = False) -> Transformer:
     """Make a model from a checkpoint without initialising weights first; the tensors are taken as they are, uncopied.
 
@@ -559,6 +564,6 @@ def build(config: TransformerConfig, state: Mapping[str, Tensor], *, checked: bo
     with torch.device("meta"):
         model = Transformer(config)
     if not checked:
-        check_tensors({name: tuple(p.shape) for name, p in model.named_parameters()}, state)
+        check_tensors(shapes_of(model), state)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

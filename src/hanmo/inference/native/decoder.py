@@ -9,18 +9,22 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hanmo.errors import ModelError
 from hanmo.inference.native.layout import (
     GROUP,
     KINDS,
     PANEL,
     Matrix,
     Packed,
+    Quantized,
+    all_finite,
     alternate,
     filled,
     pack,
@@ -29,9 +33,10 @@ from hanmo.inference.native.layout import (
     with_rows,
 )
 from hanmo.inference.native.library import call
-from hanmo.inference.native.quantize import quantize_int4, quantize_int8
+from hanmo.inference.native.quantize import alike, quantize_int4, quantize_int8
 from hanmo.models.positions import rotary_frequencies, rotary_magnitude
-from hanmo.models.transformer import TransformerConfig
+from hanmo.models.transformer import Transformer, TransformerConfig, shapes_of
+from hanmo.text.tokenizer import Tokenizer
 
 PAGE = 32  # positions of a page of the cache, as in src/attention.h
 ROWS = 512  # tokens of one call at most
@@ -60,6 +65,38 @@ LAYER_VECTORS = (
 VECTORS = ("norm.weight", "norm.bias", "head.bias", "positions")  # numbered on from those of a layer
 
 Parts = dict[str, Packed | Tensor]  # matrices and vectors by name, as the engine wants them
+
+
+@dataclass(frozen=True)
+class LoadedParts:
+    """A decoder read from disk in the engine's form.
+
+    Attributes:
+        config: the shape of the network.
+        parts: its weights, as :class:`NativeDecoder` takes them.
+        tokenizer, generation, source: as in :class:`~hanmo.models.checkpoints.weights.LoadedModel`.
+    """
+
+    config: TransformerConfig
+    parts: Parts
+    tokenizer: Tokenizer
+    generation: dict[str, Any]
+    source: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights, bytes."""
+        return bytes_of(self.parts)
+
+
+def bytes_of(parts: Parts) -> int:
+    """Memory of weights, bytes."""
+    tensors = [
+        tensor
+        for part in parts.values()
+        for tensor in ((part.values, part.scales) if isinstance(part, Packed) else (part,))
+    ]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def reason_against(config: TransformerConfig) -> str | None:
@@ -97,20 +134,33 @@ class Weights:
         return cls(state.__getitem__, state.get)
 
 
-def prepare(config: TransformerConfig, weights: Weights, precision: str = "fp32") -> Parts:
+def as_it_is(tensor: Tensor) -> Tensor:
+    """The tensor itself."""
+    return tensor
+
+
+def prepare(
+    config: TransformerConfig,
+    weights: Weights,
+    precision: str | None = "fp32",
+    place: Callable[[Tensor], Tensor] = as_it_is,
+) -> Parts:
     """Bring a decoder's weights into the engine's form: products that read the same are joined, matrices packed.
 
     Args:
-        precision: what floats are brought to: "fp32", "fp16", "int8", or "int4" (embedding and output then have 8
-            bits). What is quantised already stays as it is.
+        precision: what weights are brought to, as :func:`packed` says; embedding and output have at least 8 bits.
+        place: brings the tensors of a matrix to where they will stay, as soon as it is packed (``memory.py``).
     """
     parts: Parts = {}
-    for layer in range(config.num_layers):
-        parts |= {f"layers.{layer}.{name}": part for name, part in layer_parts(config, weights, precision, layer)}
     vector, edge = weights.vector, "int8" if precision == "int4" else precision
-    parts["embedding"] = packed(weights.matrix("model.embed_tokens.weight"), edge)
+    # The largest first, while there is nothing else: converting them needs the most memory.
+    parts["embedding"] = packed(weights.matrix("model.embed_tokens.weight"), edge, place)
     if not config.tie_embeddings:
-        parts["head"] = packed(weights.matrix("lm_head.weight"), edge)
+        parts["head"] = packed(weights.matrix("lm_head.weight"), edge, place)
+    for layer in range(config.num_layers):
+        parts |= {
+            f"layers.{layer}.{name}": part for name, part in layer_parts(config, weights, precision, layer, place)
+        }
     for name, source, factor in (
         ("norm.weight", "model.norm.weight", config.logit_scale),
         ("norm.bias", "model.norm.bias", config.logit_scale),
@@ -125,13 +175,47 @@ def prepare(config: TransformerConfig, weights: Weights, precision: str = "fp32"
     return parts
 
 
+def sizes_of_parts(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """What :func:`prepare` makes for a configuration: outputs and inputs of matrices, lengths of vectors, by name."""
+    sliding = config.sliding_layers and config.sliding_layers[:1]
+    with torch.device("meta"):  # all layers are alike: one is made
+        shapes = shapes_of(Transformer(replace(config, num_layers=1, sliding_layers=sliding)))
+    hidden, query, first = config.hidden_size, config.num_heads * config.head_dim, "model.layers.0."
+    rows = query + 2 * config.num_kv_heads * config.head_dim
+    inner = -(-config.intermediate_size // GROUP) * GROUP * (2 if config.gated else 1)
+    layer: dict[str, tuple[int, ...]] = {
+        "qkv": (rows, hidden),
+        "output": (hidden, query),
+        "gate_up": (inner, hidden),
+        "down": (hidden, config.intermediate_size),
+    }
+    layer |= {name: shapes[first + name] for name in LAYER_VECTORS[:10] if first + name in shapes}
+    biases = {
+        "qkv": "self_attn.q_proj",
+        "output": "self_attn.o_proj",
+        "gate_up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    }
+    layer |= {f"{name}.bias": layer[name][:1] for name, source in biases.items() if f"{first}{source}.bias" in shapes}
+    sizes = {f"layers.{number}.{name}": size for number in range(config.num_layers) for name, size in layer.items()}
+    sizes["embedding"] = (config.vocab_size, hidden)
+    if not config.tie_embeddings:
+        sizes["head"] = (config.vocab_size, hidden)
+    sizes |= {name: shapes[f"model.{name}"] for name in ("norm.weight", "norm.bias") if f"model.{name}" in shapes}
+    if config.lm_bias:
+        sizes["head.bias"] = (config.vocab_size,)
+    if config.positions == "learned":
+        sizes["positions"] = (config.max_position_embeddings * hidden,)
+    return sizes
+
+
 def norm_offset(config: TransformerConfig, name: str) -> float:
     """What is added to the weight of a norm: Gemma stores its distance from one."""
     return 1.0 if config.norm == "rms+1" and name.endswith("norm.weight") else 0.0
 
 
 def layer_parts(
-    config: TransformerConfig, weights: Weights, precision: str, layer: int
+    config: TransformerConfig, weights: Weights, precision: str | None, layer: int, place: Callable[[Tensor], Tensor]
 ) -> list[tuple[str, Packed | Tensor]]:
     """Matrices and vectors of one layer."""
     prefix = f"model.layers.{layer}."
@@ -140,12 +224,13 @@ def layer_parts(
     filled_intermediate = -(-config.intermediate_size // GROUP) * GROUP
     inner = with_rows(matrix(mlp + "up_proj.weight"), filled_intermediate)
     if config.gated:
-        inner = alternate(with_rows(matrix(mlp + "gate_proj.weight"), filled_intermediate), inner)
+        outer = with_rows(matrix(mlp + "gate_proj.weight"), filled_intermediate)
+        inner = alternate(*alike([outer, inner]))
     parts: list[tuple[str, Packed | Tensor]] = [
-        ("qkv", packed(stack([matrix(f"{attention}{name}_proj.weight") for name in "qkv"]), precision)),
-        ("output", packed(matrix(attention + "o_proj.weight"), precision)),
-        ("gate_up", packed(inner, precision)),
-        ("down", packed(matrix(mlp + "down_proj.weight"), precision)),
+        ("qkv", packed(stack(alike([matrix(f"{attention}{name}_proj.weight") for name in "qkv"])), precision, place)),
+        ("output", packed(matrix(attention + "o_proj.weight"), precision, place)),
+        ("gate_up", packed(inner, precision, place)),
+        ("down", packed(matrix(mlp + "down_proj.weight"), precision, place)),
     ]
     for name in LAYER_VECTORS[:10]:
         value = vector(prefix + name)
@@ -168,13 +253,33 @@ def layer_parts(
     return parts
 
 
-def packed(given: Matrix, precision: str) -> Packed:
-    """A matrix in the engine's layout; floats are quantised as the precision says."""
-    if not isinstance(given, Tensor):
-        return pack(given)
+def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tensor] = as_it_is) -> Packed:
+    """A matrix in the engine's layout.
+
+    Args:
+        precision: None: as it is (float32, half precision, or quantised). "fp32", "fp16": floats. "int8": floats are
+            quantised, what has fewer bits keeps them. "int4": all is quantised to 4 bits that has more.
+
+    Raises:
+        ModelError: a weight is beyond the range of half precision, or no number.
+    """
     if precision in ("fp32", "fp16"):
-        return pack_floats(given, precision)
-    return pack(quantize_int8(given) if precision == "int8" else quantize_int4(given))
+        result = pack_floats(given if isinstance(given, Tensor) else given.dequantize(), precision)
+    elif isinstance(given, Quantized) and not (precision == "int4" and given.kind == "int8"):
+        result = pack(given)
+    elif isinstance(given, Tensor) and precision is None:
+        result = pack_floats(given, "fp16" if given.dtype == torch.float16 else "fp32")
+    else:
+        floats = given if isinstance(given, Tensor) else given.dequantize()
+        result = pack(quantize_int8(floats) if precision == "int8" else quantize_int4(floats))
+    numbers = result.scales if result.scales.numel() else result.values
+    if numbers.dtype == torch.float16 and not all_finite(numbers):
+        raise ModelError(
+            "a matrix holds NaN, infinite values, or weights beyond the range of half precision",
+            fix="load it in float32: precision fp32",
+            zh="权重含有 NaN、无穷大，或超出半精度范围的数值。请用 fp32 精度加载",
+        )
+    return replace(result, values=place(result.values), scales=place(result.scales))
 
 
 class NativeDecoder:
@@ -267,12 +372,7 @@ class NativeDecoder:
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights, bytes."""
-        tensors = [
-            tensor
-            for part in self.parts.values()
-            for tensor in ((part.values, part.scales) if isinstance(part, Packed) else (part,))
-        ]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return bytes_of(self.parts)
 
     @property
     def page_bytes(self) -> int:

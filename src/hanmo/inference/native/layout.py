@@ -18,6 +18,7 @@ from hanmo.errors import ModelError
 
 PANEL, GROUP, STEP = 16, 32, 4
 KINDS = {"fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "int4-minimum": 4}  # as in src/matrix.h
+FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 OFFSETS = {"int8": 128, "int4": 8, "int4-minimum": 0}
 
 
@@ -82,6 +83,14 @@ class Packed:
     scales: Tensor
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinite number. (Half precision by its bits: no processor is quick at it.)"""
+    if values.dtype != torch.float16:
+        return bool(values.isfinite().all())
+    bits = values.contiguous().view(torch.int16).numpy()
+    return not bits.size or int((bits & 0x7FFF).max()) < 0x7C00
+
+
 def filled(x: Tensor, rows: int, value: float = 0) -> Tensor:
     """The same with more rows, which hold one value."""
     if len(x) == rows:
@@ -93,7 +102,7 @@ def stack(parts: Sequence[Matrix]) -> Matrix:
     """Matrices of one kind, one above the other."""
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat([part.float() for part in parts if isinstance(part, Tensor)])
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
     same = [part for part in parts if isinstance(part, Quantized) and part.kind == first.kind]
     if len(same) < len(parts):
         raise ModelError("matrices that are joined have different kinds of weights")
@@ -133,16 +142,25 @@ def panels_of(count: int) -> int:
 def pack(matrix: Quantized) -> Packed:
     """Bring integers into panels: ``[panel][group][step][output][input]``, two steps in a byte at 4 bits."""
     (N, K), P = matrix.size, panels_of(matrix.size[0])
-    q = filled(matrix.integers_NGI, P * PANEL, OFFSETS[matrix.kind])
-    steps = q.view(P, PANEL, -(-K // GROUP), GROUP // STEP, STEP).permute(0, 2, 3, 1, 4)
-    if matrix.kind == "int8":
-        values = steps.contiguous()
-    else:
-        values = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
+    q = filled(matrix.integers_NGI, P * PANEL, OFFSETS[matrix.kind]).contiguous().view(torch.int32)  # a step each
+    steps = q.view(P, PANEL, -(-K // GROUP), GROUP // STEP).permute(0, 2, 3, 1)
+    if matrix.kind != "int8":
+        steps = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
+    values = steps.contiguous().unsqueeze(-1).view(torch.uint8)
     scales = panel_scales(matrix.scales_NG, P)
     if matrix.minima_NG is not None:
         scales = torch.stack([scales, panel_scales(matrix.minima_NG, P)], dim=2)
-    return Packed(matrix.kind, N, K, values.contiguous(), scales.contiguous())
+    return Packed(matrix.kind, N, K, values, scales)
+
+
+def shapes_of_packed(kind: str, outputs: int, inputs: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Types and shapes of the tensors of a packed matrix: "values", and "scales" where it has any."""
+    P, G = panels_of(outputs), -(-inputs // GROUP)
+    if kind in FLOAT_TYPES:
+        return {"values": (FLOAT_TYPES[kind], (P, inputs, PANEL))}
+    steps = GROUP // STEP // (1 if kind == "int8" else 2)
+    scales = (P, G, 2, PANEL) if kind == "int4-minimum" else (P, G, PANEL)
+    return {"values": (torch.uint8, (P, G, steps, PANEL, STEP)), "scales": (torch.float16, scales)}
 
 
 def panel_scales(scales_NG: Tensor, panels: int) -> Tensor:
@@ -153,8 +171,9 @@ def panel_scales(scales_NG: Tensor, panels: int) -> Tensor:
 def pack_floats(weights_NK: Tensor, kind: str = "fp32") -> Packed:
     """Bring floats into panels: ``[panel][input][output]``."""
     N, K = weights_NK.shape
-    dtype = torch.float32 if kind == "fp32" else torch.float16
-    values = filled(weights_NK.to(dtype), panels_of(N) * PANEL).view(-1, PANEL, K).transpose(1, 2).contiguous()
+    values = (
+        filled(weights_NK.to(FLOAT_TYPES[kind]), panels_of(N) * PANEL).view(-1, PANEL, K).transpose(1, 2).contiguous()
+    )
     return Packed(kind, N, K, values, torch.empty(0, dtype=torch.float16))
 
 

@@ -6,11 +6,14 @@ The header is checked by our own reader; the ``gguf`` package only unpacks block
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hanmo.errors import ModelError
@@ -37,13 +40,42 @@ LLAMA3_SCALINGS = (  # those in use: (factor, low and high frequency factor, ori
 )
 
 
-def load_gguf(path: str | Path) -> LoadedModel:
-    """Read a GGUF file: header and metadata first, then tensor by tensor.
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter comes from: rows of a tensor of the file.
+
+    Attributes:
+        rows: which; all but where a tensor holds several parameters.
+        heads: of how many heads llama.cpp has reordered the rows (see :func:`unpermute`); 0: they are in order.
+    """
+
+    info: TensorInfo
+    rows: range
+    heads: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the parameter."""
+        return (len(self.rows), *self.info.shape[1:])
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """A GGUF file whose header was checked and read; no weight was."""
+
+    path: Path
+    config: TransformerConfig
+    sources: dict[str, Source]
+    tokenizer: Tokenizer
+    generation: dict[str, Any]
+
+
+def open_file(path: Path) -> OpenedFile:
+    """Read everything but the weights.
 
     Raises:
         ModelError: the file is damaged, of an unknown architecture, or stored in a type that is not known.
     """
-    path = Path(path)
     header = read_gguf_header(path)
     config = read_config(path, header)
     names = {name: hf_names(path, name) for name in header.tensors if name != ROTARY_FACTORS}
@@ -51,19 +83,36 @@ def load_gguf(path: str | Path) -> LoadedModel:
     tokenizer = read_tokenizer(path, header.metadata)
     check_vocabulary(tokenizer, config, str(path))
     generation = read_generation(path, header.metadata, config)
-    state: dict[str, Tensor] = {}
     family = FAMILIES[header.metadata["general.architecture"]]
     widths = [config.head_dim * heads for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    sources: dict[str, Source] = {}
     for name, targets in names.items():
-        weight = unpack(path, header.tensors[name])
-        if len(targets) > 1 and weight.size(0) != sum(widths):
-            refuse(path, f"the tensor '{name}' has {weight.size(0)} rows, expected {sum(widths)}")
-        parts = torch.split(weight, widths) if len(targets) > 1 else (weight,)
-        for target, part in zip(targets, parts, strict=True):
+        info = header.tensors[name]
+        if len(targets) > 1 and info.shape[0] != sum(widths):
+            refuse(path, f"the tensor '{name}' has {info.shape[0]} rows, expected {sum(widths)}")
+        start = 0
+        for target, width in zip(targets, widths if len(targets) > 1 else info.shape[:1], strict=True):
+            heads = 0
             if family.interleaved and target.rpartition(".")[0].endswith(("q_proj", "k_proj")):
-                part = unpermute(part, config.num_heads if "q_proj" in target else config.num_kv_heads)
-            state[target] = part
-    return LoadedModel(config, state, tokenizer, generation, str(path))
+                heads = config.num_heads if "q_proj" in target else config.num_kv_heads
+            sources[target] = Source(info, range(start, start + width), heads)
+            start += width
+    return OpenedFile(path, config, sources, tokenizer, generation)
+
+
+def load_gguf(path: str | Path) -> LoadedModel:
+    """Read a GGUF file: header and metadata first, then tensor by tensor.
+
+    Raises:
+        ModelError: the file is damaged, of an unknown architecture, or stored in a type that is not known.
+    """
+    path = Path(path)
+    file = open_file(path)
+    state: dict[str, Tensor] = {}
+    for target, source in file.sources.items():
+        weight = unpack(path, source.info, source.rows)
+        state[target] = unpermute(weight, source.heads) if source.heads else weight
+    return LoadedModel(file.config, state, file.tokenizer, file.generation, str(path))
 
 
 def load_gguf_tokenizer(path: str | Path) -> Tokenizer:
@@ -92,23 +141,36 @@ def hf_names(path: Path, name: str) -> list[str]:
     )
 
 
-def unpack(path: Path, info: TensorInfo) -> Tensor:
-    """Read one tensor and return it as float32, a few rows at a time."""
+def unpack(path: Path, info: TensorInfo, rows: range | None = None) -> Tensor:
+    """Read rows of one tensor, or all, and return them as float32, a few rows at a time."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     kind = GGMLQuantizationType(info.type)
-    _, block, block_bytes = TENSOR_TYPES[info.type]
-    columns = info.shape[-1]
-    rows = int(np.prod(info.shape[:-1], dtype=np.int64))
-    row_bytes = columns // block * block_bytes
-    values = np.empty((rows, columns), dtype=np.float32)
+    _, columns, _ = row_layout(info)
+    rows = rows or range(row_layout(info)[0])
+    values = np.empty((len(rows), columns), dtype=np.float32)
     step = max(1, CHUNK_VALUES // columns)
-    for start in range(0, rows, step):
-        stop = min(rows, start + step)
-        raw = np.fromfile(path, np.uint8, (stop - start) * row_bytes, offset=info.offset + start * row_bytes)
-        values[start:stop] = dequantize(raw.reshape(stop - start, row_bytes), kind)
-    return torch.from_numpy(values.reshape(info.shape))
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step]
+        values[start : start + len(piece)] = dequantize(read_rows(path, info, piece), kind)
+    return torch.from_numpy(values.reshape(-1, *info.shape[1:]))
+
+
+def row_layout(info: TensorInfo) -> tuple[int, int, int]:
+    """How many rows a tensor has, the values of a row, and its bytes. Numbers in a line are a row each."""
+    _, block, block_bytes = TENSOR_TYPES[info.type]
+    columns = info.shape[-1] if len(info.shape) > 1 or block > 1 else 1
+    return math.prod(info.shape) // columns, columns, columns // block * block_bytes
+
+
+def read_rows(path: Path, info: TensorInfo, rows: range) -> NDArray[np.uint8]:
+    """The bytes of rows of a tensor, ``[rows, bytes of a row]``."""
+    _, _, size = row_layout(info)
+    raw = np.fromfile(path, np.uint8, len(rows) * size, offset=info.offset + rows.start * size)
+    if raw.size != len(rows) * size:
+        refuse(path, f"the file ended inside the tensor '{info.name}'; it was changed while it was read")
+    return raw.reshape(len(rows), size)
 
 
 def unpermute(weight: Tensor, heads: int) -> Tensor:

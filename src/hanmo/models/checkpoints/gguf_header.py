@@ -28,12 +28,16 @@ TENSOR_TYPES = {  # ggml's number: (name, values per block, bytes per block)
     6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    20: ("IQ4_NL", 32, 18),
+    23: ("IQ4_XS", 256, 136),
     30: ("BF16", 1, 2),
 }
-OTHER_TYPES = {10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 20: "IQ4_NL"}
+OTHER_TYPES = {15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S"}
 MAX_ELEMENTS = 1 << 22  # of one metadata array; the largest known vocabularies have about 2**18.5 tokens
 MAX_KEY = 65_535  # the specification's limit
 MAX_NAME = 64  # bytes of a tensor's name, ggml's own limit

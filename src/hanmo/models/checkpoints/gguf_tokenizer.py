@@ -158,7 +158,7 @@ def byte_level(path: Path, metadata: dict[str, Any], tokens: list[str], _types: 
     merges = []
     for line in strings(path, metadata, "merges"):
         pair = line.split(" ")
-        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+        if len(pair) != 2 or not (pair[0] in vocabulary and pair[1] in vocabulary and pair[0] + pair[1] in vocabulary):
             refuse(path, f"the merge {line[:80]!r} is not a pair of tokens that make a token")
         merges.append(pair)
     splits = [

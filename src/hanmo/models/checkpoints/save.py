@@ -12,7 +12,7 @@ from hanmo.folder import atomic_folder, write_json
 from hanmo.models.architectures import hand_over, task_of, write_config
 from hanmo.models.checkpoints.weights import known_ids, write_safetensors
 from hanmo.models.cost import num_parameters
-from hanmo.models.transformer import Transformer
+from hanmo.models.transformer import Transformer, TransformerConfig
 from hanmo.progress import human_count
 from hanmo.text.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ def save_folder(
         ResourceError: the disk is full or cannot be written; an older folder at ``target`` is intact.
         ModelError: an id in ``generation`` lies outside the vocabulary.
     """
-    generation = generation_entries(model, tokenizer, generation or {})
+    generation = generation_entries(model.config, tokenizer, generation or {})
     special = {key: value for key, value in generation.items() if key.endswith("_token_id")}
     config = {**write_config(model.config), **special}
     config["torch_dtype"] = str(model.output_weight.dtype).removeprefix("torch.")
@@ -63,7 +63,7 @@ def save_folder(
         tokenizer.save(folder)
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", generation)
-        text = card if card is not None else default_card(Path(target).name, model, provenance)
+        text = card if card is not None else default_card(Path(target).name, model.config, provenance)
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -89,7 +89,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: 
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def generation_entries(model: Transformer, tokenizer: Tokenizer, given: dict[str, Any]) -> dict[str, Any]:
+def generation_entries(config: TransformerConfig, tokenizer: Tokenizer, given: dict[str, Any]) -> dict[str, Any]:
     """The content of ``generation_config.json``; ids that do not exist are left out."""
     entries = {
         "bos_token_id": tokenizer.bos_id,
@@ -100,14 +100,19 @@ def generation_entries(model: Transformer, tokenizer: Tokenizer, given: dict[str
     }
     entries.pop("add_bos_token", None)  # a fact of the tokenizer that LoadedModel adds; not a key of this file
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids = known_ids(entries[key], model.config.vocab_size, f"generation_config.json: {key}")
+        ids = known_ids(entries[key], config.vocab_size, f"generation_config.json: {key}")
         entries[key] = ids[0] if len(ids) == 1 else (ids or None)
     return {key: value for key, value in entries.items() if value is not None}
 
 
-def default_card(name: str, model: Transformer, provenance: dict[str, Any]) -> str:
-    """A model card that says what is known without being told: kind, size, context, and how to use it."""
-    config = model.config
+def default_card(
+    name: str, config: TransformerConfig, provenance: dict[str, Any], *, library: str = "transformers"
+) -> str:
+    """A model card that says what is known without being told: kind, size, context, and how to use it.
+
+    Args:
+        library: what reads the folder, for the hub.
+    """
     licence = provenance.get("license", "unknown")
     languages = provenance.get("languages") or []
     header = [f"license: {licence}", *(["language:", *(f"- {code}" for code in languages)] if languages else [])]
@@ -117,7 +122,7 @@ def default_card(name: str, model: Transformer, provenance: dict[str, Any]) -> s
         [
             "---",
             *header,
-            "library_name: transformers",
+            f"library_name: {library}",
             f"pipeline_tag: {tag}",
             "tags:",
             "- hanmo",

@@ -84,6 +84,11 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ModelError: the file is missing, truncated, or breaks a rule of the format; the message says which.
     """
+    return read_whole_header(path)[0]
+
+
+def read_whole_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
+    """As :func:`read_header`; also the file's ``__metadata__``, and the byte at which the tensors begin."""
     if not path.is_file():
         raise ModelError(
             "the weight file is missing", where=str(path), fix=COPY_AGAIN, zh="缺少权重文件，请重新复制或下载"
@@ -105,9 +110,11 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
         refuse(path, "the header is not JSON")
     if not isinstance(header, dict):
         refuse(path, "the header is not a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        refuse(path, "the metadata in the header is not an object of texts")
     check_offsets(path, header, size - 8 - length)
-    return header
+    return header, metadata, 8 + length
 
 
 def check_offsets(path: Path, header: dict[str, Any], data_size: int) -> None:

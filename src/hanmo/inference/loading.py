@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,17 +14,16 @@ from hanmo import catalog
 from hanmo.errors import ModelError, UsageError, nearest
 from hanmo.folder import read_json, read_manifest
 from hanmo.inference.language_model import LanguageModel
+from hanmo.inference.native.decoder import LoadedParts, NativeDecoder, reason_against
+from hanmo.inference.native.library import load as native_library
 from hanmo.inference.networks import Network
 from hanmo.models.architectures import ARCHITECTURES
 from hanmo.models.checkpoints.gguf import load_gguf, load_gguf_tokenizer
-from hanmo.models.checkpoints.huggingface import check_manifest, expects_bos, load_folder, read_object
+from hanmo.models.checkpoints.huggingface import check_manifest, expects_bos, load_folder, read_config, read_object
 from hanmo.models.checkpoints.weights import LoadedModel, known_ids
 from hanmo.models.device import choose_device, set_threads
 from hanmo.models.transformer import Transformer, build
 from hanmo.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from hanmo.inference.native.network import NativeNetwork
 
 RUNS = Path("runs")  # where `hanmo build` and `hanmo pretrain` put their runs
 MODEL = "model"  # the model folder inside a run
@@ -40,6 +39,15 @@ class Place:
     device: torch.device
     precision: str | None = None
     engine: str = "auto"
+
+    def reason_against_native(self) -> str | None:
+        """Why the native engine is not to compute here, whatever the model; None where it may."""
+        if self.engine == "torch":
+            return "--engine torch"
+        if self.device.type != "cpu":
+            return f"it computes on CPUs, not on {self.device}"
+        library, reason = native_library()
+        return reason if library is None else None
 
     def refusal(self, reason: str) -> UsageError | None:
         """The error where the user asked for the native engine, and it cannot be had."""
@@ -161,6 +169,9 @@ def load_path(path: Path, place: Place, name: str) -> Any:
         if refusal := place.refusal(f"{kind} is not one of Hanmo's own architectures"):
             raise refusal
         return with_tokenizer(load_foreign(path, place.device, name=name), path, name)
+    model = load_native(path, place, name)
+    if model is not None:
+        return model
     dtype = torch.float32 if place.device.type == "cpu" else None
     return load_transformer(load_folder(path, dtype=dtype), path, place, name)
 
@@ -186,7 +197,7 @@ def load_language_model(name: str | Path, **options: Any) -> Any:
 def load_file(path: Path, place: Place, name: str) -> Any:
     """A model that is one file, by its ending."""
     if path.suffix.lower() == ".gguf":
-        return load_transformer(load_gguf(path), path, place, name)
+        return load_native(path, place, name) or load_transformer(load_gguf(path), path, place, name)
     if ARPA.search(path.name):
         from hanmo.models.arpa import read_arpa
         from hanmo.text.training import words_tokenizer
@@ -203,13 +214,14 @@ def load_transformer(loaded: LoadedModel, path: Path, place: Place, name: str) -
     config = loaded.config
     if config.lm and config.causal and config.head is None:
         if config.encoder is None:
-            return assemble(loaded, place, name=name, prefix=stored_prefix(path, loaded))
+            return assemble(build_on(loaded, place.device), loaded, name=name, prefix=stored_prefix(path, loaded))
         from hanmo.text.wrapping import source_wrapping
 
         prefix, suffix, start_id = source_wrapping(loaded.tokenizer, loaded.generation)
         forced = loaded.generation.get("forced_bos_token_id")  # BART's summaries begin with a second one
         start_ids = [start_id] if forced is None else [start_id, forced]
-        return assemble(loaded, place, name=name, prefix=prefix, suffix=suffix, start_ids=start_ids)
+        network = build_on(loaded, place.device)
+        return assemble(network, loaded, name=name, prefix=prefix, suffix=suffix, start_ids=start_ids)
     from hanmo.inference.encoder import TextEncoder
 
     return TextEncoder.from_loaded(loaded, build_on(loaded, place.device), path, name=name)
@@ -363,7 +375,7 @@ def inside(path: Path) -> Path:
     )
 
 
-def stored_prefix(path: Path, loaded: LoadedModel) -> list[int]:
+def stored_prefix(path: Path, loaded: LoadedModel | LoadedParts) -> list[int]:
     """The tokens put before a text prompt: ``prompt_prefix`` of our own folders, else BOS where the model expects it.
 
     Raises:
@@ -384,18 +396,52 @@ def stored_prefix(path: Path, loaded: LoadedModel) -> list[int]:
     return [bos] if loaded.generation.get("add_bos_token") and bos is not None else []
 
 
+def load_native(path: Path, place: Place, name: str) -> LanguageModel | None:
+    """A decoder in the native engine; None where torch has to compute it.
+
+    Raises:
+        UsageError: the user asked for the native engine.
+        ModelError: the folder is quantised, so that nothing else can compute it.
+    """
+    from hanmo.inference.native.folder import is_quantized
+
+    quantized, reason = path.is_dir() and is_quantized(path), place.reason_against_native()
+    if reason is None and path.is_dir() and not quantized:
+        reason = reason_against(read_config(read_object(path / "config.json"), path / "config.json"))
+    if reason is None:
+        from hanmo.inference.native.network import NativeNetwork
+        from hanmo.inference.native.opening import open_native
+
+        loaded = open_native(path, place.precision)
+        if not isinstance(loaded, str):
+            network = NativeNetwork(NativeDecoder(loaded.config, loaded.parts))
+            return assemble(network, loaded, name=name, prefix=stored_prefix(path, loaded))
+        reason = loaded
+    if quantized:
+        raise ModelError(
+            f"this folder is quantised for the native engine, which cannot be used here: {reason}",
+            where=str(path),
+            fix="load the model it was made from; hanmo doctor says what is missing",
+            zh=f"这个文件夹已为本地推理引擎量化，但此处无法使用该引擎（{reason}）。请加载原模型；"
+            "hanmo doctor 会说明缺少什么",
+        )
+    if refusal := place.refusal(reason):
+        raise refusal
+    return None
+
+
 def assemble(
-    loaded: LoadedModel,
-    place: Place,
+    network: Network | Transformer,
+    loaded: LoadedModel | LoadedParts,
     *,
     name: str,
     prefix: list[int],
     suffix: Sequence[int] = (),
     start_ids: Sequence[int] = (),
 ) -> LanguageModel:
-    """Build a network that writes; ``suffix`` and ``start_ids`` as in :class:`LanguageModel`."""
+    """A network that writes; ``suffix`` and ``start_ids`` as in :class:`LanguageModel`."""
     return LanguageModel(
-        native_network(loaded, place) or build_on(loaded, place.device),
+        network,
         loaded.tokenizer,
         name=name,
         eos_ids=loaded.generation.get("eos_token_id") or [],
@@ -404,32 +450,6 @@ def assemble(
         start_ids=start_ids,
         forbidden_ids=loaded.generation.get("bad_words_ids") or [],
     )
-
-
-def native_network(loaded: LoadedModel, place: Place) -> NativeNetwork | None:
-    """The network in the native engine; None where torch has to compute it.
-
-    Raises:
-        UsageError: the user asked for the native engine.
-    """
-    from hanmo.inference.native import decoder, library
-
-    reason = decoder.reason_against(loaded.config)
-    if place.engine == "torch":
-        reason = "--engine torch"
-    elif place.device.type != "cpu":
-        reason = f"it computes on CPUs, not on {place.device}"
-    elif library.load()[0] is None:
-        reason = library.load()[1]
-    if reason is not None:
-        if refusal := place.refusal(reason):
-            raise refusal
-        return None
-    from hanmo.inference.native.network import NativeNetwork
-
-    parts = decoder.prepare(loaded.config, decoder.Weights.of_state(loaded.state), place.precision or "fp32")
-    loaded.state.clear()
-    return NativeNetwork(decoder.NativeDecoder(loaded.config, parts))
 
 
 def build_on(loaded: LoadedModel, device: torch.device) -> Transformer:

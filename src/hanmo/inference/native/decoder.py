@@ -257,15 +257,15 @@ def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tenso
     """A matrix in the engine's layout.
 
     Args:
-        precision: None: as it is (float32, half precision, or quantised). "fp32", "fp16": floats. "int8": floats are
-            quantised, what has fewer bits keeps them. "int4": all is quantised to 4 bits that has more.
+        precision: None: as it is (float32, half precision, or quantised). "fp32", "fp16": floats. "int8", "int4": so
+            many bits; what has as many already is left as it is.
 
     Raises:
         ModelError: a weight is beyond the range of half precision, or no number.
     """
     if precision in ("fp32", "fp16"):
         result = pack_floats(given if isinstance(given, Tensor) else given.dequantize(), precision)
-    elif isinstance(given, Quantized) and not (precision == "int4" and given.kind == "int8"):
+    elif isinstance(given, Quantized) and (precision is None or given.kind.startswith(precision)):
         result = pack(given)
     elif isinstance(given, Tensor) and precision is None:
         result = pack_floats(given, "fp16" if given.dtype == torch.float16 else "fp32")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hanmo.errors import UsageError, nearest
 from hanmo.inference.native.layout import (
     GROUP,
     KINDS,
@@ -35,6 +36,7 @@ from hanmo.models.transformer import TransformerConfig
 
 PAGE = 32  # positions of a page of the cache, as in src/attention.h
 ROWS = 512  # tokens of one call at most
+CACHES = {"int8": 1, "fp16": 2, "fp32": 4}  # bytes of a number in the cache
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4}
 
@@ -185,7 +187,8 @@ class NativeDecoder:
         parts: its weights, from :func:`prepare`. They are not copied, and kept as long as this.
         threads: that compute; default: as many as torch uses.
         rows: tokens of one call at most; decides the memory of activations.
-        cache_floats: whether keys and values are kept as floats; default: where the weights are.
+        cache: how keys and values are kept, "fp32", "fp16" or "int8" (with a scale per 32 numbers); default: fp32 where
+            the weights are, else fp16.
 
     Raises:
         ModelError: parts that are missing or do not fit the shape.
@@ -199,14 +202,20 @@ class NativeDecoder:
         *,
         threads: int | None = None,
         rows: int = ROWS,
-        cache_floats: bool | None = None,
+        cache: str | None = None,
     ) -> None:
         self.config, self.parts, self.rows = config, parts, rows
         self.handle = ctypes.c_void_p()
         self.owner = os.getpid()
         embedding = parts["embedding"]
         assert isinstance(embedding, Packed)
-        self.cache_floats = embedding.kind == "fp32" if cache_floats is None else cache_floats
+        self.cache = cache or ("fp32" if embedding.kind == "fp32" else "fp16")
+        if self.cache not in CACHES:
+            raise UsageError(
+                f"keys and values cannot be kept as '{self.cache}'",
+                fix=nearest(self.cache, CACHES),
+                zh=f"键值缓存没有 '{self.cache}' 这种格式。{nearest(self.cache, CACHES)}",
+            )
         self.width = -(-config.vocab_size // PANEL) * PANEL
         call("model_new", *shape_of(config, rows), threads or torch.get_num_threads(), ctypes.byref(self.handle))
         try:
@@ -273,7 +282,8 @@ class NativeDecoder:
         """Memory of the keys and values of one page, bytes."""
         config = self.config
         filled_head = -(-config.head_dim // GROUP) * GROUP
-        return config.num_layers * config.num_kv_heads * 2 * filled_head * PAGE * (4 if self.cache_floats else 2)
+        scales = filled_head // GROUP * 2 if self.cache == "int8" else 0
+        return config.num_layers * config.num_kv_heads * 2 * PAGE * (filled_head * CACHES[self.cache] + scales)
 
 
 def shape_of(config: TransformerConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -300,7 +310,7 @@ class PagedCache:
     def __init__(self, decoder: NativeDecoder, pages: int) -> None:
         self.decoder, self.pages = decoder, pages
         self.handle = ctypes.c_void_p()
-        call("cache_new", decoder.handle, pages, 4 if decoder.cache_floats else 2, ctypes.byref(self.handle))
+        call("cache_new", decoder.handle, pages, CACHES[decoder.cache], ctypes.byref(self.handle))
 
     def copy(self, source: int, target: int) -> None:
         """Copy one page to another."""
@@ -334,7 +344,7 @@ class PagedCache:
         logits = torch.empty(len(wanted), self.decoder.width)
         call(
             "forward",
-            *(self.decoder.handle, self.handle, len(ids), *arrays[:3], *table.shape, table),
+            *(self.decoder.handle, self.handle, len(ids), *arrays[:3], None, *table.shape, table),
             *(len(wanted), arrays[3], logits),
         )
         return logits[:, : self.decoder.config.vocab_size]

@@ -6,17 +6,23 @@ K its inputs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hanmo.errors import ModelError
+from hanmo.errors import ModelError, UsageError, nearest
+from hanmo.inference.native.adapters import Changes, changes_of_folder, joined_changes
 from hanmo.inference.native.layout import (
     GROUP,
     KINDS,
@@ -40,6 +46,7 @@ from hanmo.text.tokenizer import Tokenizer
 
 PAGE = 32  # positions of a page of the cache, as in src/attention.h
 ROWS = 512  # tokens of one call at most
+CACHES = {"int8": 1, "fp16": 2, "fp32": 4}  # bytes of a number in the cache
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4}
 
@@ -290,7 +297,8 @@ class NativeDecoder:
         parts: its weights, from :func:`prepare`. They are not copied, and kept as long as this.
         threads: that compute; default: as many as torch uses.
         rows: tokens of one call at most; decides the memory of activations.
-        cache_floats: whether keys and values are kept as floats; default: where the weights are.
+        cache: how keys and values are kept, "fp32", "fp16" or "int8" (with a scale per 32 numbers); default: fp32 where
+            the weights are, else fp16.
 
     Raises:
         ModelError: parts that are missing or do not fit the shape.
@@ -304,15 +312,23 @@ class NativeDecoder:
         *,
         threads: int | None = None,
         rows: int = ROWS,
-        cache_floats: bool | None = None,
+        cache: str | None = None,
     ) -> None:
         self.config, self.parts, self.rows = config, parts, rows
         self.threads = threads or torch.get_num_threads()
         self.handle = ctypes.c_void_p()
-        self.owner = os.getpid()
+        self.lock = threading.Lock()  # one call at a time: they share the memory of activations
+        self.adapters: dict[int, list[Packed]] = {}  # the engine reads their matrices where they lie
+        DECODERS.add(self)
         embedding = parts["embedding"]
         assert isinstance(embedding, Packed)
-        self.cache_floats = embedding.kind == "fp32" if cache_floats is None else cache_floats
+        self.cache = cache or ("fp32" if embedding.kind == "fp32" else "fp16")
+        if self.cache not in CACHES:
+            raise UsageError(
+                f"keys and values cannot be kept as '{self.cache}'",
+                fix=nearest(self.cache, CACHES),
+                zh=f"键值缓存没有 '{self.cache}' 这种格式。{nearest(self.cache, CACHES)}",
+            )
         self.width = -(-config.vocab_size // PANEL) * PANEL
         call("model_new", *shape_of(config, rows), self.threads, ctypes.byref(self.handle))
         try:
@@ -333,9 +349,10 @@ class NativeDecoder:
 
     def close(self) -> None:
         """Give the memory back; the decoder cannot be used any more."""
-        handle, self.handle = self.handle, ctypes.c_void_p()
-        if handle:
-            call("model_free", handle)
+        with self.lock:
+            handle, self.handle = self.handle, ctypes.c_void_p()
+            if handle:
+                call("model_free", handle)
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -364,6 +381,48 @@ class NativeDecoder:
             if frequencies.numel():
                 call("model_rotary", self.handle, local, frequencies.float(), frequencies.numel(), float(magnitude))
 
+    def add_adapter(self, adapter: str | Path | Changes, base: str = "") -> int:
+        """Take an adapter in; which rows of a call it changes is said with each call.
+
+        Args:
+            adapter: a folder of ours or PEFT's, or the matrices A ``[R, K]`` and scaled B ``[N, R]`` of linear layers,
+                by their name in the network (see :mod:`hanmo.inference.native.adapters`).
+            base: what the decoder was loaded from; a notice says so if the adapter was made for another name.
+
+        Returns:
+            its number.
+
+        Raises:
+            ModelError: it cannot be read, does not fit, holds NaN, or adds more than low-rank matrices.
+        """
+        changes = changes_of_folder(adapter, self.config, base) if isinstance(adapter, str | Path) else adapter
+        joined = list(joined_changes(self.config, changes))
+        if not joined:
+            raise ModelError("the adapter changes nothing", where="native engine", zh="适配器没有任何改动")
+        with self.lock:
+            number = next(number for number in range(len(self.adapters) + 1) if number not in self.adapters)
+            try:
+                for layer, name, a, b in joined:
+                    sizes = (4 * a.values.numel(), 4 * b.values.numel())
+                    where = (self.handle, number, layer, name, a.outputs)
+                    call("model_adapter", *where, a.values, sizes[0], b.values, sizes[1])
+            except BaseException:
+                with contextlib.suppress(ModelError):  # where not even the first matrix was taken
+                    call("model_adapter_free", self.handle, number)
+                raise
+            self.adapters[number] = [part for _, _, a, b in joined for part in (a, b)]
+        return number
+
+    def remove_adapter(self, number: int) -> None:
+        """Forget an adapter; its number may be given to another.
+
+        Raises:
+            ModelError: there is none of that number.
+        """
+        with self.lock:
+            call("model_adapter_free", self.handle, number)
+            del self.adapters[number]
+
     @property
     def kinds(self) -> list[str]:
         """The kinds of weights that its matrices have."""
@@ -379,7 +438,21 @@ class NativeDecoder:
         """Memory of the keys and values of one page, bytes."""
         config = self.config
         filled_head = -(-config.head_dim // GROUP) * GROUP
-        return config.num_layers * config.num_kv_heads * 2 * filled_head * PAGE * (4 if self.cache_floats else 2)
+        scales = filled_head // GROUP * 2 if self.cache == "int8" else 0
+        return config.num_layers * config.num_kv_heads * 2 * PAGE * (filled_head * CACHES[self.cache] + scales)
+
+
+# A lock that another thread holds while the process forks would never be given back in the child.
+DECODERS: weakref.WeakSet[NativeDecoder] = weakref.WeakSet()
+
+
+def renew_locks() -> None:
+    """What a child does first."""
+    for decoder in DECODERS:
+        decoder.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=renew_locks)
 
 
 def shape_of(config: TransformerConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -395,6 +468,22 @@ def shape_of(config: TransformerConfig, rows: int) -> tuple[np.ndarray, np.ndarr
     return np.array(sizes, np.int64), np.array([config.norm_eps, config.embedding_scale, scale, *caps], np.float32)
 
 
+def numbers(values: Sequence[int]) -> NDArray[np.int32]:
+    """Whole numbers as the engine takes them.
+
+    Raises:
+        ModelError: one has more than 32 bits.
+    """
+    try:
+        return np.array(values, np.int32)
+    except OverflowError:
+        raise ModelError(
+            "a token, position, text, page or adapter has a number of more than 32 bits",
+            where="native engine",
+            zh="词元、位置、文本、页或适配器的编号超过 32 位",
+        ) from None
+
+
 class PagedCache:
     """The memory of keys and values of one decoder, in pages; pages that were never used take no memory.
 
@@ -406,11 +495,12 @@ class PagedCache:
     def __init__(self, decoder: NativeDecoder, pages: int) -> None:
         self.decoder, self.pages = decoder, pages
         self.handle = ctypes.c_void_p()
-        call("cache_new", decoder.handle, pages, 4 if decoder.cache_floats else 2, ctypes.byref(self.handle))
+        call("cache_new", decoder.handle, pages, CACHES[decoder.cache], ctypes.byref(self.handle))
 
     def copy(self, source: int, target: int) -> None:
         """Copy one page to another."""
-        call("cache_copy", self.handle, source, target)
+        with self.decoder.lock:
+            call("cache_copy", self.handle, source, target)
 
     def forward(
         self,
@@ -419,8 +509,10 @@ class PagedCache:
         positions: Sequence[int],
         tables: Sequence[Sequence[int]],
         wanted: Sequence[int],
+        adapters: Sequence[int] | None = None,
     ) -> Tensor:
-        """Read tokens: R rows, those of a text together and in the order of their positions.
+        """Read tokens: R rows, those of a text together and in the order of their positions. Threads that call at the
+        same time wait for each other.
 
         Args:
             ids: tokens of the rows.
@@ -428,21 +520,34 @@ class PagedCache:
             positions: the place of each row in its text; all before it must have been read.
             tables: for each text its pages in order.
             wanted: the rows whose logits are wanted.
+            adapters: the adapter of each row, a number from :meth:`NativeDecoder.add_adapter`, or -1. All rows of a
+                text must have the same, those that were read before included.
 
         Returns:
             float32 ``[L, V]``.
+
+        Raises:
+            ModelError: a request that cannot be; nothing was computed.
+            ResourceError: too little memory.
         """
-        longest = max(map(len, tables))
-        table = np.zeros((len(tables), longest), np.int32)
+        table = np.full((len(tables), max(map(len, tables), default=0)), -1, np.int32)  # -1: no page
         for row, pages in enumerate(tables):
-            table[row, : len(pages)] = pages
-        arrays = [np.array(values, np.int32) for values in (ids, texts, positions, wanted)]
+            table[row, : len(pages)] = numbers(pages)
+        arrays = [numbers(values) for values in (ids, texts, positions, wanted)]
+        chosen = None if adapters is None else numbers(adapters)
+        if len({len(ids), len(texts), len(positions), len(ids if adapters is None else adapters)}) > 1:
+            raise ModelError(
+                "tokens, texts, positions and adapters are not equally many",
+                where="native engine",
+                zh="词元、文本、位置与适配器的数目不等",
+            )
         logits = torch.empty(len(wanted), self.decoder.width)
-        call(
-            "forward",
-            *(self.decoder.handle, self.handle, len(ids), *arrays[:3], *table.shape, table),
-            *(len(wanted), arrays[3], logits),
-        )
+        with self.decoder.lock:
+            call(
+                "forward",
+                *(self.decoder.handle, self.handle, len(ids), *arrays[:3], chosen, *table.shape, table),
+                *(len(wanted), arrays[3], logits),
+            )
         return logits[:, : self.decoder.config.vocab_size]
 
     def __del__(self) -> None:

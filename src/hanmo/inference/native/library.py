@@ -14,7 +14,7 @@ from torch import Tensor
 from hanmo.errors import ModelError, ResourceError
 from hanmo.models.kernels import native
 
-ABI = 1
+ABI = 2
 LEVELS = {
     "avx512": native.LEVELS["avx512"],
     "avxvnni": native.LEVELS["avx2"] | {"avx_vnni"},
@@ -23,18 +23,22 @@ LEVELS = {
     "plain": set[str](),
 }
 COMPLAINTS = (  # by number, as in src/api.cpp
-    "",
-    "the sizes of the network are impossible",
-    "there is no weight of that name",
-    "a weight has another size than the network's shape asks for",
-    "there is not enough memory",
-    "weights are missing",
-    "a count is impossible",
-    "a token is outside the vocabulary",
-    "a position is outside the context",
-    "a page is outside the cache",
-    "the tokens of a text are not in the order of their positions",
-    "an address is missing",
+    ("", ""),
+    ("the sizes or numbers of the network are impossible", "网络的尺寸或参数不可能"),
+    ("there is no weight of that name", "没有这个名称的权重"),
+    ("a weight has another size than the network's shape asks for", "权重的尺寸与网络形状不符"),
+    ("there is not enough memory", "内存不足"),
+    ("weights are missing", "缺少权重"),
+    ("a count is impossible", "数量不可能"),
+    ("a token is outside the vocabulary", "词元编号超出词表"),
+    ("a position is outside the context", "位置超出上下文"),
+    ("a page is outside the cache", "页号超出缓存"),
+    ("the tokens of a text are not in the order of their positions", "文本的词元没有按位置排列"),
+    ("an address is missing", "缺少地址"),
+    ("a weight is infinite or not a number", "权重中有无穷大或非数值"),
+    ("an address is not aligned to the numbers it holds", "地址未按数值大小对齐"),
+    ("a page that is written belongs to two places", "被写入的页属于两处"),
+    ("there is no adapter of that number", "没有这个编号的适配器"),
 )
 OUT_OF_MEMORY = 4
 
@@ -58,10 +62,14 @@ def call(name: str, *arguments: Any) -> None:
     code = getattr(library, f"hanmo_{name}")(*(converted(value) for value in arguments))
     if code == OUT_OF_MEMORY:
         raise ResourceError(
-            COMPLAINTS[code], where="native engine", fix="a shorter context, fewer texts at a time, or a smaller model"
+            COMPLAINTS[code][0],
+            where="native engine",
+            fix="a shorter context, fewer texts at a time, or a smaller model",
+            zh="内存不足，请缩短上下文、减少同时处理的文本，或换用更小的模型",
         )
     if code:
-        raise ModelError(COMPLAINTS[code], where=f"native engine ({name})")
+        what, zh = COMPLAINTS[code]
+        raise ModelError(what, where=f"native engine ({name})", zh=zh)
 
 
 def converted(value: Any) -> Any:

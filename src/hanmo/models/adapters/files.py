@@ -135,6 +135,66 @@ def peft_entries(
     }
 
 
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter as its folder holds it, by the layers of a network.
+
+    Attributes:
+        config: as it was made, or as PEFT's configuration tells it.
+        base: the name of the model it was made for; "" if it is not recorded.
+        layers: alpha and the tensors ``lora_A`` [rank, in], ``lora_B`` [out, rank] and perhaps ``magnitude`` [out] of
+            each layer.
+        saved: the parameters that it brings whole.
+        places: the modules that hold these.
+        own: our manifest's entry.
+        provenance: the other entries of ``hanmo.json``.
+    """
+
+    config: LoraConfig
+    base: str
+    layers: Mapping[str, tuple[float, Mapping[str, Tensor]]]
+    saved: Mapping[str, Tensor]
+    places: list[str]
+    own: OwnEntry
+    provenance: dict[str, Any]
+
+
+def read_adapter(folder: str | Path, model: Transformer, base: str = "") -> StoredAdapter:
+    """Read an adapter folder of ours or PEFT's.
+
+    Args:
+        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+        model: the network it belongs to; unchanged, and may have no values (torch's device "meta").
+        base: what the network was loaded from, for messages.
+
+    Raises:
+        ModelError: something is missing, damaged, unsafe, of another kind than LoRA, or made for another model.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    verify(folder)
+    manifest = read_manifest(folder)
+    own, peft = read_entry(folder, manifest), read_peft_config(folder / CONFIG)
+    recorded = own.base or peft.base
+    given = read_safetensors(folder / WEIGHTS)
+    expected: dict[str, tuple[int, ...]] = {}
+    try:
+        reader = Reader(Names(model), peft, own, given)
+        expected = reader.expected
+        check_tensors(expected, given)
+        reader.check_output_bias(given, None if model.lm_bias is None or model.lm_bias.is_meta else model.lm_bias)
+        layers, saved = reader.layers(given), reader.saved(given)
+    except ModelError as error:
+        fits = expected == {key: tuple(tensor.shape) for key, tensor in given.items()}
+        raise misfit(folder, error, "" if fits else describe(model, recorded, base)) from None
+    if not layers:
+        raise misfit(folder, ModelError("the file holds no low-rank matrices", zh="文件中没有低秩矩阵"), "")
+    places = places_of(model, own, saved)
+    config = own.config or peft.lora(tuple(layers), tuple(places))
+    provenance = {key: value for key, value in manifest.items() if key not in ("files", ENTRY)}
+    return StoredAdapter(config, recorded, layers, saved, places, own, provenance)
+
+
 def load_adapter(
     folder: str | Path, model: Transformer, name: str | None = None, *, base: str = "", trainable: bool = False
 ) -> LoadedAdapter:
@@ -154,35 +214,15 @@ def load_adapter(
     folder = Path(folder)
     name = name or (folder.name if is_name(folder.name) else "default")
     check_name(model, name)
-    check_folder(folder)
-    verify(folder)
-    manifest = read_manifest(folder)
-    own, peft = read_entry(folder, manifest), read_peft_config(folder / CONFIG)
-    recorded = own.base or peft.base
-    given = read_safetensors(folder / WEIGHTS)
-    expected: dict[str, tuple[int, ...]] = {}
-    try:
-        reader = Reader(Names(model), peft, own, given)
-        expected = reader.expected
-        check_tensors(expected, given)
-        reader.check_output_bias(given, model.lm_bias)
-        layers, saved = reader.layers(given), reader.saved(given)
-    except ModelError as error:
-        fits = expected == {key: tuple(tensor.shape) for key, tensor in given.items()}
-        raise misfit(folder, error, "" if fits else describe(model, recorded, base)) from None
-    if not layers:
-        raise misfit(folder, ModelError("the file holds no low-rank matrices", zh="文件中没有低秩矩阵"), "")
-    check_base(folder, model, own, recorded, base)
-    places = places_of(model, own, saved)
-    config = own.config or peft.lora(tuple(layers), tuple(places))
-    sizes = {layer: (tensors["lora_A"].size(0), alpha) for layer, (alpha, tensors) in layers.items()}
-    attach(model, name, config, sizes, places, seed=0)
-    fill(model, name, {layer: tensors for layer, (_, tensors) in layers.items()}, saved)
+    stored = read_adapter(folder, model, base)
+    check_weights_of_base(folder, model, stored, base)
+    sizes = {layer: (tensors["lora_A"].size(0), alpha) for layer, (alpha, tensors) in stored.layers.items()}
+    attach(model, name, stored.config, sizes, stored.places, seed=0)
+    fill(model, name, {layer: tensors for layer, (_, tensors) in stored.layers.items()}, stored.saved)
     parameters = train_adapter(model, name) if trainable else adapter_parameters(model, name)
     for parameter in parameters.values():
         parameter.requires_grad_(trainable)
-    provenance = {key: value for key, value in manifest.items() if key not in ("files", ENTRY)}
-    return LoadedAdapter(name, config, recorded, provenance)
+    return LoadedAdapter(name, stored.config, stored.base, stored.provenance)
 
 
 def check_folder(folder: Path) -> None:
@@ -229,23 +269,27 @@ def misfit(folder: Path, error: ModelError, models: str) -> ModelError:
     )
 
 
-def check_base(folder: Path, model: Transformer, own: OwnEntry, recorded: str, base: str) -> None:
+def check_weights_of_base(folder: Path, model: Transformer, stored: StoredAdapter, base: str) -> None:
     """Compare the weights an adapter was trained on with those of the network, or their names where that is all.
 
     Raises:
-        ModelError: the weights differ.
+        ModelError: they differ.
     """
-    if own.fingerprint:
-        found = weights_fingerprint(model, without=own.without)
-        if found == own.fingerprint:
-            return
+    if not stored.own.fingerprint:
+        return compare_names(folder, stored.base, base)
+    found = weights_fingerprint(model, without=stored.own.without)
+    if found != stored.own.fingerprint:
         raise ModelError(
-            f"the adapter was trained on other weights: {own.fingerprint[:12]}, not {found[:12]}",
+            f"the adapter was trained on other weights: {stored.own.fingerprint[:12]}, not {found[:12]}",
             where=str(folder),
-            why=describe(model, recorded, base),
+            why=describe(model, stored.base, base),
             fix=f"load the model it was made for, or delete {MANIFEST} in its folder to use it all the same",
-            zh=f"适配器是在另一组权重上训练的（{describe(model, recorded, base)}）。请加载对应的模型",
+            zh=f"适配器是在另一组权重上训练的（{describe(model, stored.base, base)}）。请加载对应的模型",
         )
+
+
+def compare_names(folder: str | Path, recorded: str, base: str) -> None:
+    """Say so where an adapter was made for a model of another name: all that can be told without a fingerprint."""
     if base and recorded and base != recorded:
         english = f"the adapter {folder} was made for '{recorded}' and is used with '{base}'; its shapes fit"
         notice(pick(english, f"适配器 {folder} 是为 '{recorded}' 训练的，现用于 '{base}'；形状相符"))

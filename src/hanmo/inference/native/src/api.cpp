@@ -1,7 +1,7 @@
-// What Python calls. Every size, pointer and number is checked here; a call returns 0, or the number of a complaint.
+// What Python calls. Every size, pointer and number is checked here; a call returns 0, or the number of a complaint, and
+// then has changed nothing.
 #include <cmath>
-#include <cstdlib>
-#include <new>
+#include <exception>
 
 #include "model.h"
 
@@ -13,20 +13,54 @@ using namespace hanmo::native;
 
 enum Complaint : int64_t {
   kFine = 0, kBadShape, kBadName, kBadSize, kNoMemory, kIncomplete, kBadCount, kBadToken, kBadPosition, kBadPage,
-  kBadOrder, kNoPointer,
+  kBadOrder, kNoPointer, kNotFinite, kMisaligned, kSharedPage, kBadAdapter,
 };
 
-constexpr int64_t kAbi = 1;                 // library.py; changes with the functions below
+constexpr int64_t kAbi = 2;                     // library.py; changes with the functions below
 constexpr int64_t kLargest = int64_t{1} << 31;  // no size of a model or batch comes near
+constexpr int64_t kMostMemory = int64_t{1} << 46, kMostAdapters = 1 << 12, kMostRanks = 1 << 16;
 
 bool within(int64_t value, int64_t least, int64_t most = kLargest) { return value >= least && value <= most; }
 
+// Whether an array can be read as what it is said to be.
+bool aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// Whether none of these is infinite or no number: their exponents are not all ones. The bits are counted, not compared,
+// so that the compiler takes many at a time.
+bool finite(const float* values, int64_t count) {
+  int64_t bad = 0;
+  for (int64_t i = 0; i < count; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    bad += (bits & 0x7f800000) == 0x7f800000;
+  }
+  return bad == 0;
+}
+bool finite(const uint16_t* halves, int64_t count) {
+  int64_t bad = 0;
+  for (int64_t i = 0; i < count; i++) bad += (halves[i] & 0x7c00) == 0x7c00;
+  return bad == 0;
+}
+
+// What a call returns: whatever it throws means that there is no memory.
+template <typename Body>
+int64_t guarded(const Body& body) {
+  try {
+    return body();
+  } catch (const std::exception&) {
+    return kNoMemory;
+  }
+}
+
+// No product of these sizes overflows 64 bits: the largest, of a matrix with 2^31 outputs, is 2^53 bytes.
 bool usable(const Shape& s) {
   if (!within(s.layers, 1, 4096) || !within(s.hidden, 1, 1 << 20) || !within(s.heads, 1, 1 << 16)) return false;
   if (!within(s.kv_heads, 1, s.heads) || s.heads % s.kv_heads || !within(s.head_size, 1, 4096)) return false;
   if (!within(s.intermediate, 1, 1 << 22) || !within(s.vocabulary, 1) || !within(s.context, 1)) return false;
   if (!within(s.rotary_size, 0, s.head_size) || s.rotary_size % 2 || !within(s.activation, 0, kGeluQuick)) return false;
-  return within(s.window, 0) && within(s.most_rows, 1, 1 << 16) && std::isfinite(s.epsilon) && s.epsilon >= 0;
+  if (!within(s.window, 0) || !within(s.most_rows, 1, 1 << 16) || s.epsilon < 0) return false;
+  const float numbers[] = {s.epsilon, s.embedding_scale, s.attention_scale, s.attention_cap, s.logit_cap};
+  return finite(numbers, 5);
 }
 
 // Outputs and inputs that a matrix must have.
@@ -58,7 +92,7 @@ bool complete(const Model& m) {
   }
   if (m.shape.rotary_size == 0 && m.vectors[kPositions].empty()) return false;
   for (const Rotary& rotary : m.rotary)
-    if (static_cast<int64_t>(rotary.frequencies.size()) != m.shape.rotary_size / 2) return false;
+    if (rotary.frequencies.size() != m.shape.rotary_size / 2) return false;
   return m.embedding.values && m.head.values && !m.vectors[kFinalNorm].empty();
 }
 
@@ -76,14 +110,12 @@ EXPORT int64_t hanmo_model_new(const int64_t* sizes, const float* numbers, int64
   s.epsilon = numbers[0], s.embedding_scale = numbers[1], s.attention_scale = numbers[2];
   s.attention_cap = numbers[3], s.logit_cap = numbers[4];
   if (!usable(s) || !within(threads, 1, 1024)) return kBadShape;
-  try {
+  return guarded([&] {
     auto model = std::make_unique<Model>(s, static_cast<int>(threads));
     model->reserve();
     *out = model.release();
-  } catch (const std::bad_alloc&) {
-    return kNoMemory;
-  }
-  return kFine;
+    return kFine;
+  });
 }
 
 EXPORT int64_t hanmo_model_free(Model* model) {
@@ -104,6 +136,10 @@ EXPORT int64_t hanmo_model_matrix(Model* model, int64_t layer, int64_t name, int
   const Matrix matrix{kind, outputs, inputs, static_cast<const uint8_t*>(values), static_cast<const uint16_t*>(scales)};
   if (value_bytes != matrix.value_bytes() || scale_bytes != 2 * matrix.scale_count()) return kBadSize;
   if (matrix.quantised() && !scales) return kNoPointer;
+  if (!aligned(values, matrix.number_bytes()) || !aligned(scales, 2)) return kMisaligned;
+  if (kind == kFloat32 && !finite(static_cast<const float*>(values), value_bytes / 4)) return kNotFinite;
+  if (kind == kFloat16 && !finite(static_cast<const uint16_t*>(values), value_bytes / 2)) return kNotFinite;
+  if (!finite(matrix.scales, matrix.scale_count())) return kNotFinite;
   (name == kEmbedding ? model->embedding : name == kHead ? model->head : model->layers[layer].matrices[name]) = matrix;
   return kFine;
 }
@@ -113,14 +149,15 @@ EXPORT int64_t hanmo_model_vector(Model* model, int64_t layer, int64_t name, con
   if (!within(name, 0, kVectorNames - 1)) return kBadName;
   if ((name >= kFinalNorm) != (layer == -1) || (layer != -1 && !within(layer, 0, model->shape.layers - 1))) return kBadName;
   if (count != expected_length(model->shape, name)) return kBadSize;
-  try {
-    Vector& vector = layer == -1 ? model->vectors[name] : model->layers[layer].vectors[name];
-    vector.assign(round_up(count, 4 * kPanel), 0.0f);
-    std::copy(values, values + count, vector.begin());
-  } catch (const std::bad_alloc&) {
-    return kNoMemory;
-  }
-  return kFine;
+  if (!aligned(values, 4)) return kMisaligned;
+  if (!finite(values, count)) return kNotFinite;
+  return guarded([&] {
+    Vector copy;
+    copy.resize(round_up(count, 4 * kPanel));
+    std::copy(values, values + count, copy.data());
+    (layer == -1 ? model->vectors[name] : model->layers[layer].vectors[name]) = std::move(copy);
+    return kFine;
+  });
 }
 
 EXPORT int64_t hanmo_model_sliding(Model* model, int64_t layer, int64_t sliding) {
@@ -136,70 +173,161 @@ EXPORT int64_t hanmo_model_rotary(Model* model, int64_t sliding, const float* fr
   if (!model || !frequencies) return kNoPointer;
   if (!within(sliding, 0, 1)) return kBadName;
   if (count != model->shape.rotary_size / 2) return kBadSize;
-  Rotary& rotary = model->rotary[sliding];
-  try {
-    rotary.frequencies.assign(frequencies, frequencies + count);
-  } catch (const std::bad_alloc&) {
-    return kNoMemory;
-  }
-  rotary.magnitude = magnitude;
-  rotary.positions = 0;
+  if (!aligned(frequencies, 4)) return kMisaligned;
+  if (!finite(frequencies, count) || !finite(&magnitude, 1)) return kNotFinite;
+  return guarded([&] {
+    Rotary rotary;
+    rotary.frequencies.resize(count);
+    std::copy(frequencies, frequencies + count, rotary.frequencies.data());
+    rotary.magnitude = magnitude;
+    model->rotary[sliding] = std::move(rotary);
+    return kFine;
+  });
+}
+
+// What an adapter adds to one product: b (a x), a of [rank, inputs] and b of [outputs, rank], as matrices of 32-bit
+// floats whose memory stays the caller's. The first one with a number makes an adapter of that number.
+EXPORT int64_t hanmo_model_adapter(Model* model, int64_t number, int64_t layer, int64_t name, int64_t rank,
+                                   const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
+  if (!model || !a || !b) return kNoPointer;
+  if (!within(number, 0, kMostAdapters - 1)) return kBadAdapter;
+  if (!within(name, 0, kEmbedding - 1) || !within(layer, 0, model->shape.layers - 1)) return kBadName;
+  if (!within(rank, 1, kMostRanks)) return kBadSize;
+  int64_t outputs, inputs;
+  expected_size(model->shape, name, outputs, inputs);
+  const LowRank change{{kFloat32, rank, inputs, static_cast<const uint8_t*>(a), nullptr},
+                       {kFloat32, outputs, rank, static_cast<const uint8_t*>(b), nullptr}};
+  if (a_bytes != change.a.value_bytes() || b_bytes != change.b.value_bytes()) return kBadSize;
+  if (!aligned(a, 4) || !aligned(b, 4)) return kMisaligned;
+  if (!finite(static_cast<const float*>(a), a_bytes / 4) || !finite(static_cast<const float*>(b), b_bytes / 4))
+    return kNotFinite;
+  return guarded([&] {
+    model->reserve_low(rank);
+    if (number >= static_cast<int64_t>(model->adapters.size())) model->adapters.resize(number + 1);
+    std::unique_ptr<Adapter>& adapter = model->adapters[number];
+    if (!adapter) {
+      auto made = std::make_unique<Adapter>();
+      made->changes.resize(model->shape.layers * kEmbedding);
+      adapter = std::move(made);
+    }
+    adapter->changes[layer * kEmbedding + name] = change;
+    return kFine;
+  });
+}
+
+EXPORT int64_t hanmo_model_adapter_free(Model* model, int64_t number) {
+  if (!model) return kNoPointer;
+  if (!within(number, 0, static_cast<int64_t>(model->adapters.size()) - 1) || !model->adapters[number]) return kBadAdapter;
+  model->adapters[number].reset();
   return kFine;
 }
 
+// number_bytes: the format of the cache's numbers, see attention.h.
 EXPORT int64_t hanmo_cache_new(const Model* model, int64_t pages, int64_t number_bytes, Cache** out) {
   if (!model || !out) return kNoPointer;
-  if (!within(pages, 1) || (number_bytes != 2 && number_bytes != 4)) return kBadCount;
+  if (!within(pages, 1) || (number_bytes != 1 && number_bytes != 2 && number_bytes != 4)) return kBadCount;
   const Shape& s = model->shape;
-  auto cache = std::make_unique<Cache>(Cache{pages, s.layers, s.kv_heads, s.filled_head(), number_bytes, nullptr});
-  if (cache->page_bytes() > (int64_t{1} << 46) / pages) return kNoMemory;
-  cache->memory = static_cast<char*>(std::calloc(pages, cache->page_bytes()));  // zeros: pages are read to their end
-  if (!cache->memory) return kNoMemory;
-  *out = cache.release();
-  return kFine;
+  return guarded([&]() -> int64_t {
+    auto cache = std::make_unique<Cache>();
+    cache->pages = pages, cache->layers = s.layers, cache->heads = s.kv_heads;
+    cache->dimensions = s.filled_head(), cache->number_bytes = number_bytes;
+    if (cache->page_bytes() > kMostMemory / pages) return kNoMemory;
+    cache->memory.resize(pages * cache->page_bytes());  // zeros: pages are read to their end
+    cache->seen.resize(pages);
+    *out = cache.release();
+    return kFine;
+  });
 }
 
 EXPORT int64_t hanmo_cache_free(Cache* cache) {
-  if (cache) std::free(cache->memory);
   delete cache;
   return kFine;
 }
 
 // Copy a page: two sequences that part inside it need one each.
-EXPORT int64_t hanmo_cache_copy(const Cache* cache, int64_t from, int64_t to) {
+EXPORT int64_t hanmo_cache_copy(Cache* cache, int64_t from, int64_t to) {
   if (!cache) return kNoPointer;
   if (!within(from, 0, cache->pages - 1) || !within(to, 0, cache->pages - 1)) return kBadPage;
   const int64_t size = cache->page_bytes();
-  if (from != to) std::memcpy(cache->memory + to * size, cache->memory + from * size, size);
+  char* memory = cache->memory.data();
+  if (from != to) std::memcpy(memory + to * size, memory + from * size, size);
   return kFine;
 }
 
-EXPORT int64_t hanmo_forward(Model* model, const Cache* cache, int64_t count, const int32_t* tokens,
-                             const int32_t* sequences, const int32_t* positions, int64_t table_count,
+namespace {
+
+Complaint check_rows(const Model& model, const Rows& rows, int64_t table_count) {
+  const Shape& s = model.shape;
+  for (int64_t row = 0; row < rows.count; row++) {
+    const int32_t position = rows.positions[row], sequence = rows.sequences[row];
+    if (!within(rows.tokens[row], 0, s.vocabulary - 1)) return kBadToken;
+    if (!within(sequence, 0, table_count - 1)) return kBadPage;
+    if (!within(position, 0, s.context - 1) || position / kPage >= rows.table_stride) return kBadPosition;
+    if (row && sequence == rows.sequences[row - 1] && position - 1 != rows.positions[row - 1]) return kBadOrder;
+    if (row && sequence < rows.sequences[row - 1]) return kBadOrder;
+    if (!rows.adapters || rows.adapters[row] == -1) continue;
+    if (!within(rows.adapters[row], 0, static_cast<int64_t>(model.adapters.size()) - 1)) return kBadAdapter;
+    if (!model.adapters[rows.adapters[row]]) return kBadAdapter;
+  }
+  for (int64_t i = 0; i < rows.outputs; i++)
+    if (!within(rows.output_rows[i], 0, rows.count - 1)) return kBadCount;
+  return kFine;
+}
+
+// Calls body(page, written) for each page that a call reads, of each of its sequences; ends where it complains.
+template <typename Body>
+Complaint for_pages(const Rows& rows, const Body& body) {
+  for (int64_t begin = 0, end; begin < rows.count; begin = end) {
+    const int32_t sequence = rows.sequences[begin];
+    for (end = begin + 1; end < rows.count && rows.sequences[end] == sequence;) end++;
+    const int32_t* table = rows.tables + sequence * rows.table_stride;
+    const int64_t first = rows.positions[begin] / kPage, last = rows.positions[end - 1] / kPage;
+    for (int64_t i = 0; i <= last; i++)
+      if (const Complaint complaint = body(table[i], i >= first)) return complaint;
+  }
+  return kFine;
+}
+
+// Every page is there; and one that is written to belongs to one place of one sequence.
+Complaint check_pages(Cache& cache, const Rows& rows) {
+  const auto there = [&](int32_t page, bool) { return within(page, 0, cache.pages - 1) ? kFine : kBadPage; };
+  if (const Complaint complaint = for_pages(rows, there)) return complaint;
+  const auto counted = [&](int by) {
+    return [&cache, by](int32_t page, bool written) {
+      if (written) cache.seen[page] += by;
+      return kFine;
+    };
+  };
+  for_pages(rows, counted(1));
+  const Complaint complaint =
+      for_pages(rows, [&](int32_t page, bool written) { return cache.seen[page] > written ? kSharedPage : kFine; });
+  for_pages(rows, counted(-1));
+  return complaint;
+}
+
+}  // namespace
+
+// adapters: of each row, -1 for none; or no address if no row has one.
+EXPORT int64_t hanmo_forward(Model* model, Cache* cache, int64_t count, const int32_t* tokens, const int32_t* sequences,
+                             const int32_t* positions, const int32_t* adapters, int64_t table_count,
                              int64_t table_stride, const int32_t* tables, int64_t outputs, const int32_t* output_rows,
                              float* logits) {
   if (!model || !cache || !tokens || !sequences || !positions || !tables) return kNoPointer;
+  for (const void* address : {tokens, sequences, positions, adapters, tables, output_rows})
+    if (!aligned(address, 4)) return kMisaligned;
+  if (!aligned(logits, 4)) return kMisaligned;
   if (!complete(*model)) return kIncomplete;
   const Shape& s = model->shape;
   if (!within(count, 1, s.most_rows) || !within(outputs, 0, count) || (outputs && (!output_rows || !logits))) return kBadCount;
   if (!within(table_count, 1, s.most_rows) || !within(table_stride, 1)) return kBadCount;
   if (cache->layers != s.layers || cache->heads != s.kv_heads || cache->dimensions != s.filled_head()) return kBadShape;
-  for (int64_t row = 0; row < count; row++) {
-    if (!within(tokens[row], 0, s.vocabulary - 1)) return kBadToken;
-    if (!within(sequences[row], 0, table_count - 1)) return kBadPage;
-    if (!within(positions[row], 0, s.context - 1) || positions[row] / kPage >= table_stride) return kBadPosition;
-    if (row && sequences[row] == sequences[row - 1] && positions[row] != positions[row - 1] + 1) return kBadOrder;
-    if (row && sequences[row] < sequences[row - 1]) return kBadOrder;
-  }
-  for (int64_t row = 0; row < count; row++)
-    for (int64_t page = 0; page <= positions[row] / kPage; page++)
-      if (!within(tables[sequences[row] * table_stride + page], 0, cache->pages - 1)) return kBadPage;
-  for (int64_t i = 0; i < outputs; i++)
-    if (!within(output_rows[i], 0, count - 1)) return kBadCount;
-  try {
-    forward(*model, *cache, Rows{count, tokens, sequences, positions, tables, table_stride, outputs, output_rows, logits});
-  } catch (const std::bad_alloc&) {
-    return kNoMemory;
-  }
-  return kFine;
+  if (adapters && std::all_of(adapters, adapters + count, [](int32_t number) { return number == -1; })) adapters = nullptr;
+  const Rows rows{count,       tokens, sequences, positions, adapters, tables, table_stride,
+                  outputs,     output_rows, logits};
+  if (const Complaint complaint = check_rows(*model, rows, table_count)) return complaint;
+  if (const Complaint complaint = check_pages(*cache, rows)) return complaint;
+  return guarded([&] {
+    forward(*model, *cache, rows);
+    return kFine;
+  });
 }

@@ -7,9 +7,9 @@
 
 namespace hanmo::native {
 
-// 2^x for x <= 127; below -126 it is zero or nearly so.
+// 2^x for x from -125 to 127; beyond, that of the nearer end. What is no number counts as -125.
 INLINE Floats exp2(Floats x) {
-  x = larger(x, all(-126.0f));
+  x = smaller(larger(x, all(-125.0f)), all(127.0f));
   const Ints whole = nearest(x);
   const Floats part = x - to_floats(whole);
   Floats p = all(1.535336188319500e-4f);
@@ -28,7 +28,7 @@ INLINE Floats exp2(Floats x) {
 }
 constexpr float kLog2E = 1.44269504088896341f;
 
-INLINE Floats exp(Floats x) { return exp2(smaller(x, all(88.0f)) * all(kLog2E)); }
+INLINE Floats exp(Floats x) { return exp2(x * all(kLog2E)); }
 INLINE Floats sigmoid(Floats x) { return all(1.0f) / (all(1.0f) + exp(all(0.0f) - x)); }
 INLINE Floats tanh(Floats x) {
   const Floats size = smaller(magnitude(x), all(15.0f));

@@ -132,7 +132,7 @@ INLINE Floats to_floats(Ints v) {
   UNROLL EACH out.at[i] = __builtin_convertvector(v.at[i], lanes);
   return out;
 }
-INLINE Ints nearest(Floats v) {  // ties to even
+INLINE Ints nearest(Floats v) {  // ties to even; of numbers that fit
   Ints out;
 #if defined(__AVX512F__)
   out.at[0] = (ilanes)_mm512_cvtps_epi32((__m512)v.at[0]);
@@ -179,15 +179,29 @@ INLINE Floats load_halves(const uint16_t* p) {
 #endif
   return out;
 }
-INLINE void store_halves(uint16_t* p, Floats v) {
+
+// Sixteen integers of 8 bits as floats.
+INLINE Floats load_integers(const int8_t* p) {
+  Floats out;
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v.at[0], _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
-  UNROLL EACH _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * kLanes),
-                               _mm256_cvtps_ph((__m256)v.at[i], _MM_FROUND_TO_NEAREST_INT));
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  out.at[0] = (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#elif defined(__AVX2__)
+  UNROLL EACH {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i * kLanes));
+    out.at[i] = (lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  }
+#elif defined(__ARM_NEON)
+  const int8x16_t bytes = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+  out.at[0] = (lanes)vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+  out.at[1] = (lanes)vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
+  out.at[2] = (lanes)vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+  out.at[3] = (lanes)vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
 #else
-  EACH for (int j = 0; j < kLanes; j++) p[i * kLanes + j] = float_to_half(v.at[i][j]);
+  EACH for (int j = 0; j < kLanes; j++) out.at[i][j] = p[i * kLanes + j];
 #endif
+  return out;
 }
 
 // Four inputs of sixteen outputs: 64 bytes, [output][input], unsigned; and the exact sums of their products with four

@@ -21,8 +21,10 @@
 // it and whoever computes it.
 #pragma once
 
-#include <vector>
+#include <algorithm>
+#include <limits>
 
+#include "buffer.h"
 #include "lanes.h"
 
 namespace hanmo::native {
@@ -40,11 +42,12 @@ struct Matrix {
   int64_t width() const { return panels() * kPanel; }
   int64_t groups() const { return (inputs + kGroup - 1) / kGroup; }
   bool quantised() const { return kind >= kInt8; }
+  int64_t number_bytes() const { return kind == kFloat32 ? 4 : kind == kFloat16 ? 2 : 1; }
   int64_t group_bytes() const { return kind == kInt8 ? kPanel * kGroup : kPanel * kGroup / 2; }
   int64_t group_scales() const { return kind == kInt4Minimum ? 2 * kPanel : kPanel; }
   int64_t value_bytes() const {
     if (quantised()) return panels() * groups() * group_bytes();
-    return width() * inputs * (kind == kFloat32 ? 4 : 2);
+    return width() * inputs * number_bytes();
   }
   int64_t scale_count() const { return quantised() ? panels() * groups() * group_scales() : 0; }
   int32_t offset() const { return kind == kInt8 ? 128 : kind == kInt4 ? 8 : 0; }
@@ -94,6 +97,8 @@ struct Activations {
   float* scales = nullptr;       // [row][row_groups]
   int32_t* sums = nullptr;       // [row][row_groups], of the integers
   float* scaled = nullptr;       // [row][row_groups], the same times the scale
+  float* low = nullptr;          // [row][low_stride], products with an adapter's first matrix
+  int64_t low_stride = 0;
 
   int64_t stride() const { return row_groups * kGroup; }
 
@@ -101,14 +106,64 @@ struct Activations {
   Activations from(int64_t row) const {
     const int64_t values_before = row * stride(), groups_before = row * row_groups;
     return {groups, row_groups, floats + values_before, values + values_before, scales + groups_before,
-            sums + groups_before, scaled + groups_before};
+            sums + groups_before, scaled + groups_before, low + row * low_stride, low_stride};
   }
 };
 
-// One group of 32 floats.
+// Rows of activations with their own memory.
+struct ActivationMemory {
+  Buffer<float> floats, scales, scaled, low;
+  Buffer<int8_t> values;
+  Buffer<int32_t> sums;
+  int64_t rows = 0, row_groups = 0, low_stride = 0;
+
+  // For rows of so many inputs, a multiple of 32.
+  void reserve(int64_t rows_, int64_t widest) {
+    rows = rows_, row_groups = widest / kGroup;
+    floats.resize(rows * widest);
+    values.resize(rows * widest);
+    scales.resize(rows * row_groups);
+    scaled.resize(rows * row_groups);
+    sums.resize(rows * row_groups);
+  }
+  // For adapters of so many ranks.
+  void reserve_low(int64_t ranks) {
+    const int64_t stride = std::max(low_stride, round_up(ranks, kGroup));
+    low.reserve(rows * stride);
+    low_stride = stride;
+  }
+  Activations view(int64_t inputs) {
+    return {round_up(inputs, kGroup) / kGroup, row_groups,    floats.data(), values.data(), scales.data(), sums.data(),
+            scaled.data(),                     low.data(),    low_stride};
+  }
+};
+
+// The largest magnitude of 32 floats. Compared are the bits, for which infinity and what is no number are largest.
+INLINE float greatest(Floats first, Floats second) {
+  int32_t out[kPanel];
+  UNROLL EACH {
+    const ilanes a = reinterpret_cast<ilanes>(magnitude(first).at[i]);
+    const ilanes b = reinterpret_cast<ilanes>(magnitude(second).at[i]);
+    const ilanes top = a > b ? a : b;
+    std::memcpy(out + i * kLanes, &top, sizeof top);
+  }
+  UNROLL for (int half = kPanel / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) out[i] = out[i] > out[i + half] ? out[i] : out[i + half];
+  float top;
+  std::memcpy(&top, out, sizeof top);
+  return top;
+}
+
+// One group of 32 floats. If any is infinite or no number, neither is any product of the group.
 INLINE void quantise_group(Floats first, Floats second, int8_t* values, float* scale, int32_t* sum, float* scaled) {
-  const float top = largest(larger(magnitude(first), magnitude(second)));
-  const float d = top / 127.0f, factor = top > 1e-30f ? 127.0f / top : 0.0f;
+  const float top = greatest(first, second);
+  if (!std::isfinite(top)) {
+    std::memset(values, 0, kGroup);
+    *sum = 0;
+    *scale = *scaled = std::numeric_limits<float>::quiet_NaN();
+    return;
+  }
+  const float d = top > 1e-30f ? top / 127.0f : 0.0f, factor = top > 1e-30f ? 127.0f / top : 0.0f;
   const Ints a = nearest(first * all(factor)), b = nearest(second * all(factor));
   int32_t out[kGroup];
   std::memcpy(out, &a, sizeof a);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "attention.h"
 #include "team.h"
@@ -33,8 +34,6 @@ enum VectorName : int64_t {
   kFinalNorm, kFinalNormBias, kHeadBias, kPositions, kVectorNames
 };
 
-typedef std::vector<float> Vector;  // empty: not there
-
 struct Layer {
   Matrix matrices[kEmbedding];
   Vector vectors[kFinalNorm];
@@ -43,11 +42,11 @@ struct Layer {
 
 // Cosines and sines of the rotated pairs, made as far as they are needed.
 struct Rotary {
-  std::vector<float> frequencies, cosines, sines;
+  Vector frequencies, cosines, sines;
   float magnitude = 1;
   int64_t positions = 0;
   void reach(int64_t count) {
-    const int64_t pairs = static_cast<int64_t>(frequencies.size());
+    const int64_t pairs = frequencies.size();
     if (count <= positions) return;
     count = round_up(count, 512);
     cosines.resize(count * pairs);
@@ -62,31 +61,20 @@ struct Rotary {
   }
 };
 
-// Rows of activations with their own memory.
-struct ActivationMemory {
-  std::vector<float> floats, scales, scaled;
-  std::vector<int8_t> values;
-  std::vector<int32_t> sums;
-  int64_t row_groups = 0;
+// What an adapter adds to a layer's product with x: B (A x), the scale being part of B. Both are matrices of floats.
+struct LowRank {
+  Matrix a, b;  // [rank, inputs], [outputs, rank]
+  int64_t rank() const { return a.outputs; }
+};
 
-  void reserve(int64_t rows, int64_t widest) {
-    row_groups = widest / kGroup;
-    floats.resize(rows * widest);
-    values.resize(rows * widest);
-    scales.resize(rows * row_groups);
-    scaled.resize(rows * row_groups);
-    sums.resize(rows * row_groups);
-  }
-  Activations view(int64_t inputs) {
-    return {round_up(inputs, kGroup) / kGroup, row_groups, floats.data(), values.data(), scales.data(), sums.data(),
-            scaled.data()};
-  }
+struct Adapter {
+  std::vector<LowRank> changes;  // [layer][kEmbedding]; of rank 0 where nothing is added
 };
 
 struct ThreadMemory {
   ActivationMemory activations;  // of one or two rows
   Unpacked unpacked;
-  Scores scores;
+  AttentionMemory attention;
   Vector row, tile, queries, outputs;
 };
 
@@ -100,15 +88,18 @@ struct Model {
   ActivationMemory activations, gated;
   Vector x, qkv, attended, sublayer;
   std::vector<ThreadMemory> threads;
+  std::vector<std::unique_ptr<Adapter>> adapters;  // by number; none where it was removed
 
   Model(const Shape& shape, int threads_) : shape(shape), layers(shape.layers), team(threads_), threads(threads_) {}
-  void reserve();
+  void reserve();                   // memory for calls
+  void reserve_low(int64_t ranks);  // and for adapters of so many ranks
 };
 
 // Tokens of one call: those of a sequence stand together, in the order of their positions.
 struct Rows {
   int64_t count;
   const int32_t *tokens, *sequences, *positions;
+  const int32_t* adapters;  // -1: none; nullptr: none at all
   const int32_t* tables;  // [sequence][table_stride], page numbers
   int64_t table_stride;
   int64_t outputs;
@@ -116,6 +107,6 @@ struct Rows {
   float* logits;  // [outputs][vocabulary, filled up to 16]
 };
 
-void forward(Model& model, const Cache& cache, const Rows& rows);
+void forward(Model& model, Cache& cache, const Rows& rows);
 
 }  // namespace hanmo::native

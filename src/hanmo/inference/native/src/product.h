@@ -11,15 +11,16 @@
 
 namespace hanmo::native {
 
-// Where a product goes: out[row * stride + output], plus what is there already (`add`), and a bias per output.
+// Where a product goes: out[row * stride + output - first], plus what is there already (`add`), and a bias per output.
 struct Target {
   float* out;
   int64_t stride;
   bool add = false;
   const float* bias = nullptr;  // padded to the width of the matrix
+  int64_t first = 0;
 
   INLINE void put(int64_t row, int64_t output, Floats v) const {
-    float* p = out + row * stride + output;
+    float* p = out + row * stride + output - first;
     if (bias) v = v + load(bias + output);
     if (add) v = v + load(p);
     store(p, v);
@@ -91,20 +92,25 @@ void multiply_few(const Matrix& m, int64_t panel, const Activations& a, int64_t 
 
 // Some panels unpacked: values [group][step][panel][64], scales and minima [group][panel][16].
 struct Unpacked {
-  std::vector<uint8_t> values;
-  std::vector<float> scales, minima;
+  Buffer<uint8_t> values;
+  Buffer<float> scales, minima;
   int64_t groups = 0;
   int32_t offset = 0;
   bool minimum = false;
+
+  // Memory for matrices of so many inputs.
+  void reserve(int64_t inputs) {
+    const int64_t most = round_up(inputs, kGroup) / kGroup;
+    values.reserve(most * kSteps * kTilePanels * 64);
+    scales.reserve(most * kTilePanels * kPanel);
+    minima.reserve(most * kTilePanels * kPanel);
+  }
 
   template <int64_t kind>
   void take(const Matrix& m, int64_t panel) {
     groups = m.groups();
     offset = m.offset();
     minimum = kind == kInt4Minimum;
-    values.resize(groups * kSteps * kTilePanels * 64);
-    scales.resize(groups * kTilePanels * kPanel);
-    minima.resize(minimum ? scales.size() : 0);
     for (int part = 0; part < kTilePanels; part++) {
       const Packed<kind> w{m.group_values(panel + part, 0), m.group_scale(panel + part, 0)};
       for (int64_t g = 0; g < groups; g++) {

@@ -21,7 +21,7 @@ Range share(int64_t n, int64_t part, int64_t parts) { return {n * part / parts, 
 
 class Walk {
  public:
-  Walk(Model& model, const Cache& cache, const Rows& rows, int thread, bool by_rows, Range own)
+  Walk(Model& model, Cache& cache, const Rows& rows, int thread, bool by_rows, Range own)
       : m(model), s(model.shape), cache(cache), rows(rows), thread(thread), threads(model.team.running()),
         mine(model.threads[thread]), by_rows(by_rows), own(own) {}
 
@@ -34,7 +34,7 @@ class Walk {
  private:
   Model& m;
   const Shape& s;
-  const Cache& cache;
+  Cache& cache;
   const Rows& rows;
   const int thread, threads;
   ThreadMemory& mine;
@@ -90,62 +90,98 @@ class Walk {
       out[i] = (in[i] - mean) * scale * weight[i] + (bias.empty() ? 0.0f : bias[i]);
   }
 
-  // What a matrix reads: the rows that `make(row, out)` writes as floats, quantised if the matrix is.
+  // Calls body(change, begin, end) for rows that stand together and have the same adapter, if it changes this product.
+  template <typename Body>
+  void for_adapters(Range range, int64_t layer, int64_t name, const Body& body) const {
+    if (!rows.adapters) return;
+    for (int64_t begin = range.begin, end; begin < range.end; begin = end) {
+      const int32_t number = rows.adapters[begin];
+      for (end = begin + 1; end < range.end && rows.adapters[end] == number;) end++;
+      if (number < 0) continue;
+      const LowRank& change = m.adapters[number]->changes[layer * kEmbedding + name];
+      if (change.rank()) body(change, begin, end);
+    }
+  }
+
+  // A x of the rows' adapters, from their floats.
+  void begin_change(Range range, int64_t layer, int64_t name, const Activations& a) {
+    for_adapters(range, layer, name, [&](const LowRank& change, int64_t begin, int64_t end) {
+      const Activations x = a.from(begin);
+      multiply(change.a, 0, change.a.panels(), x, end - begin, Target{x.low, x.low_stride}, mine.unpacked);
+    });
+  }
+
+  // out += B (A x), for some panels; `out` is that of the range's first row.
+  void add_change(Range range, Range panels, int64_t layer, int64_t name, const Activations& a, float* out,
+                  int64_t stride, int64_t first) {
+    for_adapters(range, layer, name, [&](const LowRank& change, int64_t begin, int64_t end) {
+      const Activations low{0, a.low_stride / kGroup, a.from(begin).low};
+      const Target target{out + (begin - range.begin) * stride, stride, true, nullptr, first};
+      multiply(change.b, panels.begin, panels.end, low, end - begin, target, mine.unpacked);
+    });
+  }
+
+  bool alone() const { return !by_rows && rows.count <= kPrivateRows; }
+
+  // What a layer's matrix reads: the rows that `make(row, out)` writes as floats, quantised if the matrix is.
   template <typename Make>
-  Activations prepare(ActivationMemory& memory, const Matrix& matrix, int64_t count, Range part, const Make& make) {
-    const bool alone = !by_rows && count <= kPrivateRows;
-    ActivationMemory& chosen = alone ? mine.activations : memory;
-    const Activations a = chosen.view(matrix.inputs);
-    const Range range = by_rows ? part : alone ? Range{0, count} : share(count, thread, threads);
+  Activations prepare(int64_t layer, int64_t name, const Make& make) {
+    const Matrix& matrix = m.layers[layer].matrices[name];
+    const Activations a = (alone() ? mine.activations : m.activations).view(matrix.inputs);
+    const Range range = by_rows ? own : alone() ? Range{0, rows.count} : share(rows.count, thread, threads);
+    const bool keep = !matrix.quantised() || rows.adapters;
     for (int64_t row = range.begin; row < range.end; row++) {
-      float* out = matrix.quantised() ? mine.row.data() : a.floats + row * a.stride();
+      float* out = keep ? a.floats + row * a.stride() : mine.row.data();
       std::fill(out + matrix.inputs, out + a.groups * kGroup, 0.0f);
       make(row, out);
       if (matrix.quantised()) quantise_row(out, a, row);
     }
-    if (!alone) meet();
+    begin_change(range, layer, name, a);
+    if (!alone()) meet();
     return a;
   }
 
-  // out = matrix * a, for the rows and outputs that are this thread's.
-  void product(const Matrix& matrix, const Activations& a, float* out, int64_t stride, const Vector& bias, bool add) {
+  // out = a layer's matrix * a, for the rows and outputs that are this thread's.
+  void product(int64_t layer, int64_t name, const Activations& a, float* out, int64_t stride, const Vector& bias,
+               bool add) {
+    const Matrix& matrix = m.layers[layer].matrices[name];
     const Range panels = by_rows ? Range{0, matrix.panels()} : share(matrix.panels(), thread, threads);
     const Range range = by_rows ? own : Range{0, rows.count};
     const Target target{out + range.begin * stride, stride, add, bias.empty() ? nullptr : bias.data()};
     multiply(matrix, panels.begin, panels.end, a.from(range.begin), range.size(), target, mine.unpacked);
+    add_change(range, panels, layer, name, a, target.out, stride, 0);
     meet();
   }
 
   void block(int64_t number) {
     Layer& layer = m.layers[number];
-    const Matrix* matrices = layer.matrices;
     const Vector* v = layer.vectors;
-    Activations a = prepare(m.activations, matrices[kQueryKeyValue], rows.count, own, [&](int64_t row, float* out) {
+    Activations a = prepare(number, kQueryKeyValue, [&](int64_t row, float* out) {
       norm(x(row), out, s.hidden, v[kAttentionNorm], v[kAttentionNormBias]);
     });
-    product(matrices[kQueryKeyValue], a, m.qkv.data(), qkv_width(), v[kQueryKeyValueBias], false);
+    product(number, kQueryKeyValue, a, m.qkv.data(), qkv_width(), v[kQueryKeyValueBias], false);
     store_keys(number, layer);
     m.team.barrier();
     attention(number, layer);
     meet();
-    a = prepare(m.activations, matrices[kOutput], rows.count, own, [&](int64_t row, float* out) {
+    a = prepare(number, kOutput, [&](int64_t row, float* out) {
       const float* in = m.attended.data() + row * attended_width();
       std::copy(in, in + s.query_width(), out);
     });
-    sublayer(matrices[kOutput], a, v[kOutputBias], v[kAttentionOutNorm], v[kAttentionOutNormBias]);
-    a = prepare(m.activations, matrices[kGateUp], rows.count, own, [&](int64_t row, float* out) {
+    sublayer(number, kOutput, a, v[kOutputBias], v[kAttentionOutNorm], v[kAttentionOutNormBias]);
+    a = prepare(number, kGateUp, [&](int64_t row, float* out) {
       norm(x(row), out, s.hidden, v[kMlpNorm], v[kMlpNormBias]);
     });
-    a = inner(matrices[kGateUp], a, v[kGateUpBias], matrices[kDown]);
-    sublayer(matrices[kDown], a, v[kDownBias], v[kMlpOutNorm], v[kMlpOutNormBias]);
+    a = inner(number, a);
+    sublayer(number, kDown, a, v[kDownBias], v[kMlpOutNorm], v[kMlpOutNormBias]);
   }
 
   // Add a sublayer's output to the states, normed first if the model does that.
-  void sublayer(const Matrix& matrix, const Activations& a, const Vector& bias, const Vector& weight,
+  void sublayer(int64_t layer, int64_t name, const Activations& a, const Vector& bias, const Vector& weight,
                 const Vector& shift) {
     const int64_t width = round_up(s.hidden, kGroup);
-    if (weight.empty()) return product(matrix, a, m.x.data(), width, bias, true);
-    product(matrix, a, m.sublayer.data(), width, bias, false);
+    if (weight.empty()) return product(layer, name, a, m.x.data(), width, bias, true);
+    product(layer, name, a, m.sublayer.data(), width, bias, false);
     const Range range = by_rows ? own : share(rows.count, thread, threads);
     for (int64_t row = range.begin; row < range.end; row++) {
       float* out = mine.row.data();
@@ -200,7 +236,7 @@ class Walk {
         const int64_t begin = layer.sliding ? std::max<int64_t>(0, position + 1 - s.window) : 0;
         queries[count] = {vector, mine.outputs.data() + count * filled, begin, position + 1};
       }
-    attend(cache, number, head / group, table(first), queries, count, s.attention_cap, mine.scores);
+    attend(cache, number, head / group, table(first), queries, count, s.attention_cap, mine.attention);
     for (int i = 0; i < count; i++) {
       const int64_t row = first + i / (end - head), h = head + i % (end - head);
       std::copy(queries[i].out, queries[i].out + s.head_size,
@@ -234,15 +270,19 @@ class Walk {
   }
 
   // The inner layer of the feed-forward network: gate and up products, activation; 32 outputs (a group) at a time.
-  Activations inner(const Matrix& matrix, const Activations& a, const Vector& bias, const Matrix& next) {
+  Activations inner(int64_t layer, const Activations& a) {
+    const Matrix &matrix = m.layers[layer].matrices[kGateUp], &next = m.layers[layer].matrices[kDown];
+    const Vector& bias = m.layers[layer].vectors[kGateUpBias];
     const Activations out = m.gated.view(next.inputs);
+    const bool keep = !next.quantised() || rows.adapters;
     const int64_t panels = s.gated ? 4 : 2, stride = panels * kPanel;  // of a group
     const Range range = by_rows ? own : Range{0, rows.count};
     const Range groups = by_rows ? Range{0, out.groups} : share(out.groups, thread, threads);
     float* tile = mine.tile.data();
     for (int64_t g = groups.begin; g < groups.end; g++) {
-      const Target target{tile - g * stride, stride, false, bias.empty() ? nullptr : bias.data()};
+      const Target target{tile, stride, false, bias.empty() ? nullptr : bias.data(), g * stride};
       multiply(matrix, g * panels, (g + 1) * panels, a.from(range.begin), range.size(), target, mine.unpacked);
+      add_change(range, {g * panels, (g + 1) * panels}, layer, kGateUp, a, tile, stride, g * stride);
       for (int64_t row = range.begin; row < range.end; row++) {
         const float* in = tile + (row - range.begin) * stride;
         Floats first, second;
@@ -256,7 +296,8 @@ class Walk {
         if (next.quantised()) {
           const int64_t at = row * out.row_groups + g;
           quantise_group(first, second, out.values + at * kGroup, out.scales + at, out.sums + at, out.scaled + at);
-        } else {
+        }
+        if (keep) {
           float* floats = out.floats + row * out.stride() + g * kGroup;
           store(floats, first);
           store(floats + kPanel, second);
@@ -264,6 +305,10 @@ class Walk {
       }
     }
     meet();
+    if (rows.adapters) {
+      begin_change(by_rows ? own : share(rows.count, thread, threads), layer, kDown, out);
+      meet();
+    }
     return out;
   }
 
@@ -297,9 +342,8 @@ class Walk {
 };
 
 // Rows for each thread, so that each has as much to do: attention costs more for later positions.
-std::vector<Range> divide(const Model& model, const Rows& rows, int threads) {
+void divide(const Model& model, const Rows& rows, int threads, Range* out) {
   const Shape& s = model.shape;
-  std::vector<Range> out;
   const double products = static_cast<double>(s.hidden) * (2 * s.query_width() + 2 * s.kv_width()) +
                           static_cast<double>(s.hidden) * s.intermediate * (s.gated ? 3 : 2);
   const double position = 8.0 * static_cast<double>(s.query_width());  // floats are about four times as slow as bytes
@@ -310,9 +354,8 @@ std::vector<Range> divide(const Model& model, const Rows& rows, int threads) {
     const int64_t begin = row;
     while (row < rows.count && (t + 1 == threads || so_far < total * (t + 1) / threads))
       so_far += products + position * rows.positions[row++];
-    out.push_back({begin, row});
+    out[t] = {begin, row};
   }
-  return out;
 }
 
 }  // namespace
@@ -334,26 +377,33 @@ void Model::reserve() {
     memory.tile.resize(rows * 4 * kPanel);
     memory.queries.resize(kQueries * s.filled_head());
     memory.outputs.resize(kQueries * s.filled_head());
+    memory.unpacked.reserve(widest);
+    memory.attention.vectors.reserve(kQueries, s.filled_head());
   }
 }
 
-void forward(Model& model, const Cache& cache, const Rows& rows) {
-  if (model.shape.rotary_size) {
-    int32_t last = 0;
-    for (int64_t row = 0; row < rows.count; row++) last = std::max(last, rows.positions[row]);
-    for (Rotary& rotary : model.rotary) rotary.reach(last + 1);
-  }
-  std::vector<Range> own;  // of the rows
+void Model::reserve_low(int64_t ranks) {
+  activations.reserve_low(ranks);
+  gated.reserve_low(ranks);
+  for (ThreadMemory& memory : threads) memory.activations.reserve_low(ranks);
+}
+
+void forward(Model& model, Cache& cache, const Rows& rows) {
+  // Whatever may want memory comes first: no exception may leave the threads' work.
+  const int32_t last = *std::max_element(rows.positions, rows.positions + rows.count);
+  for (ThreadMemory& memory : model.threads) memory.attention.scores.reserve(last + int64_t{1});
+  if (model.shape.rotary_size)
+    for (Rotary& rotary : model.rotary) rotary.reach(last + int64_t{1});
+  std::vector<Range> own(model.team.size());  // of the rows
   bool by_rows = false;
   model.team.run([&](int thread) {
     const int threads = model.team.running();
     if (thread == 0) {
       by_rows = rows.count >= kRowsPerThread * threads;
-      if (by_rows) {
-        own = divide(model, rows, threads);
-      } else {
-        for (int t = 0; t < threads; t++) own.push_back(share(rows.count, t, threads));
-      }
+      if (by_rows)
+        divide(model, rows, threads, own.data());
+      else
+        for (int t = 0; t < threads; t++) own[t] = share(rows.count, t, threads);
     }
     model.team.barrier();
     Walk(model, cache, rows, thread, by_rows, own[thread]).run();

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,11 @@ from hanmo.inference.language_model import Completion, LanguageModel
 from hanmo.inference.native import library
 from hanmo.inference.native.decoder import NativeDecoder, Weights, prepare
 from hanmo.inference.native.network import NativeNetwork
+from hanmo.inference.sampling import Sampling
 from hanmo.inference.speculation import PromptLookup
+from hanmo.models.adapters.attach import adapter_parameters, add_adapter, merge
+from hanmo.models.adapters.files import load_adapter, save_adapter
+from hanmo.models.adapters.lora import LoraConfig
 from hanmo.models.transformer import Transformer
 from hanmo.text.tokenizer import Tokenizer
 from hanmo.text.training import train_bpe
@@ -309,6 +314,49 @@ def test_more_than_memory_holds_waits_or_is_refused(tokenizer: Tokenizer) -> Non
     with pytest.raises(ResourceError, match="memory for the keys and values of 32 tokens"):
         model.generate(prompts[:1], max_new_tokens=NEW)
     assert len(model.generate([prompts[0][:9]], max_new_tokens=9, ignore_eos=True)[0].ids) == 9
+
+
+def test_requests_with_several_adapters_and_none_share_the_steps(
+    tokenizer: Tokenizer, form: str, tmp_path: Path
+) -> None:
+    base, generator, folders = network_of(tokenizer), torch.Generator().manual_seed(4), {}
+    expected: dict[str | None, list[list[int]]] = {}
+    prompts, every = prompts_of(tokenizer), {"max_new_tokens": NEW, "ignore_eos": True, "logprobs": 1}
+    for name in ("mail", "poems"):
+        add_adapter(base, name, LoraConfig(rank=3, alpha=6.0))
+        for weight in adapter_parameters(base, name).values():
+            with torch.no_grad():
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+        folders[name] = tmp_path / name
+        save_adapter(folders[name], base, name)
+    model = language_model(tokenizer, form)
+    for name, folder in folders.items():
+        assert model.add_adapter(folder) == name
+        alone = language_model(tokenizer, form, speculate=False)
+        alone.add_adapter(folder, name)
+        expected[name] = [alone.generate([prompt], adapter=name, **every)[0].ids for prompt in prompts]
+    expected[None] = [language_model(tokenizer, form).generate([prompt], **every)[0].ids for prompt in prompts]
+    assert len({str(ids) for ids in expected.values()}) == 3
+    names = [None, "mail", "poems", None, "poems", "mail", "poems", "mail", None]
+    for _ in range(2):  # the second time prompts are in the cache, with the adapter that read them
+        requests = [
+            model._submit(row, prompt, Sampling(**every, adapter=name))
+            for row, (prompt, name) in enumerate(zip(prompts, names, strict=True))
+        ]
+        found: dict[int, list[int]] = {row: [] for row in range(len(prompts))}
+        for chunk in model.engine.chunks(requests):
+            found[chunk.index] += chunk.ids
+        assert found == {row: expected[name][row] for row, name in enumerate(names)}
+    if form in ("torch", "fp32"):
+        merged = network_of(tokenizer)
+        load_adapter(folders["mail"], merged, "mail")
+        merge(merged)
+        by_hand = LanguageModel(merged, tokenizer)
+        assert [by_hand.generate([prompt], **every)[0].ids for prompt in prompts] == expected["mail"]
+    with pytest.raises(UsageError, match="no adapter 'novels'"):
+        model.generate("a", adapter="novels")
+    with pytest.raises(UsageError, match="is taken"):
+        model.add_adapter(folders["mail"])
 
 
 def test_log_probabilities_are_those_of_the_network(model: LanguageModel) -> None:

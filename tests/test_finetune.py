@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,15 @@ def test_adapters_are_peft_s_and_equal_the_merged_model(
     ids = torch.arange(5, 15).unsqueeze(0)
     with torch.no_grad():
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ModelError, match=r"this is an adapter for '.*decoder', not a model"):
-        hanmo.load(done["adapter"])
+    expected = hanmo.load(done["model"]).generate("the cat", max_new_tokens=8)[0].ids
+    for engine in ("auto", "torch"):  # an adapter alone is loaded onto the base that it names
+        assert hanmo.load(done["adapter"], engine=engine).generate("the cat", max_new_tokens=8)[0].ids == expected
+    shutil.move(bases["decoder"], tmp_path / "elsewhere")
+    try:
+        with pytest.raises(ModelError, match=r"this is an adapter for '.*decoder', and there is no such model here"):
+            hanmo.load(done["adapter"])
+    finally:
+        shutil.move(tmp_path / "elsewhere", bases["decoder"])
 
 
 def test_only_the_last_layers_change(bases: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

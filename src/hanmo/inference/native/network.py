@@ -6,6 +6,7 @@ Letters in names: B texts, T tokens, L tokens whose logits are wanted, V vocabul
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,7 @@ class NativeNetwork:
         wanted = max(CACHE_BYTES // decoder.page_bytes, -(-config.max_position_embeddings // PAGE) + 1)
         self.cache = PagedCache(decoder, min(most, wanted))
         self.pages = Pages(self.cache.pages, self.cache.copy)
+        self.adapters: dict[str | None, int] = {None: -1}  # their numbers in the decoder, by name
 
     def describe(self) -> str:
         kinds = self.decoder.kinds
@@ -57,7 +59,11 @@ class NativeNetwork:
     def fits(self, lengths: Sequence[int]) -> bool:
         return sum(length // PAGE + 2 for length in lengths) <= self.cache.pages  # one more where texts part in a page
 
-    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[PagedText, list[int]]:  # noqa: ARG002
+    def add_adapter(self, folder: Path, name: str) -> None:
+        """Read an adapter folder; :meth:`NativeDecoder.add_adapter` tells what can be wrong with it."""
+        self.adapters[name] = self.decoder.add_adapter(folder)
+
+    def open(self, prompt: Sequence[int], room: int, adapter: str | None) -> tuple[PagedText, list[int]]:
         if not self.fits([len(prompt) + room]):
             held = (self.cache.pages - 2) * PAGE
             raise ResourceError(
@@ -67,7 +73,7 @@ class NativeNetwork:
                 zh=f"内存只够存放 {held:,} 个词元的键和值，提示与回答共 {len(prompt) + room:,} 个；"
                 "请缩短提示或减小 max_new_tokens",
             )
-        return PagedText(self.pages), list(prompt)
+        return PagedText(self.pages, adapter=self.adapters[adapter]), list(prompt)
 
     def read(self, pieces: Sequence[Piece]) -> Tensor:
         """As many tokens in one call as it takes; the others in the next."""
@@ -91,14 +97,18 @@ class NativeNetwork:
         texts: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
+        adapters: list[int] = []
         for number, piece in enumerate(pieces):
             text, count = piece.text, len(piece.ids)
             text.reserve(count)
             ids += piece.ids
             texts += [number] * count
+            adapters += [text.adapter] * count
             positions += range(text.length, text.length + count)
             wanted += range(len(ids) - piece.wanted, len(ids))
-        logits_LV = self.cache.forward(ids, texts, positions, [piece.text.table for piece in pieces], wanted)
+        tables = [piece.text.table for piece in pieces]
+        chosen = adapters if len(self.adapters) > 1 else None
+        logits_LV = self.cache.forward(ids, texts, positions, tables, wanted, adapters=chosen)
         for piece in pieces:
             piece.text.length += len(piece.ids)
         return logits_LV

@@ -52,11 +52,12 @@ class Pages:
 
 @dataclass(eq=False)
 class PagedText:
-    """A text that is being read and written: how many positions are stored, and in which pages."""
+    """A text that is being read and written: how many positions are stored, in which pages, with which adapter."""
 
     pages: Pages
     length: int = 0
     table: list[int] = field(default_factory=list)
+    adapter: int = -1
 
     def reserve(self, count: int) -> None:
         """Make room for ``count`` more positions, in pages that only this text writes to."""
@@ -74,7 +75,7 @@ class PagedText:
         held = -(-self.length // PAGE)
         for page in self.table[:held]:
             self.pages.users[page] += 1
-        return PagedText(self.pages, self.length, self.table[:held])
+        return PagedText(self.pages, self.length, self.table[:held], self.adapter)
 
     def trim(self, length: int) -> None:
         """Forget the positions from ``length`` on."""

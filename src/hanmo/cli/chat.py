@@ -155,7 +155,7 @@ def run(settings: ChatSettings) -> Outcome | None:
     if interactive:
         base = pick(" (a base model: it continues your text)", "（基础模型：续写你的文本）")
         kind = "" if conversation.is_chat else base
-        notice(f"{model.name}{kind}")
+        notice(f"{model.name}{kind}" if remote else f"{model.name}{kind}: {model.describe()}")
         notice(
             pick(
                 "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer",

@@ -76,4 +76,6 @@ def run(settings: GenerateSettings) -> Outcome | None:
     if isinstance(model, RemoteModel):
         data["usage"] = model.usage.as_dict()
         notice(model.describe())
+    else:
+        data["engine"] = model.describe()
     return Outcome(data, text)

@@ -58,6 +58,7 @@ def run(settings: ServeSettings) -> None:
         model: LanguageModel = load_language_model(
             settings.model, **settings.engine_options(), offline=settings.offline
         )
+        notice(f"{name}: {model.describe()}")
         return model
 
     def announce(address: str) -> None:

@@ -69,8 +69,61 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def processors(root: Path = Path("/")) -> int:
+    """How many processors this process may keep busy: those it may run on, within the quota of its control groups.
+
+    Threads beyond the quota would not add speed: the kernel stops all of them for a part of each period, and where
+    they meet, each waits for the one that is stopped. So a quota of 1.5 processors counts as one.
+
+    Args:
+        root: where ``proc`` and ``sys`` lie.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for folder in control_groups(root) if (quota := quota_of(folder)) is not None]
+    return max(1, int(min([float(allowed), *quotas])))
+
+
+def control_groups(root: Path) -> list[Path]:
+    """The folders of the control groups that share out processors to this process, and of those around them.
+
+    Inside a container its own group may stand at the top while ``/proc`` has its name outside; both are looked at.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        hierarchy = root / "sys/fs/cgroup"
+        if controllers:  # version 1: a hierarchy for some controllers
+            hierarchy = next(
+                (hierarchy / name for name in (controllers, "cpu") if (hierarchy / name).is_dir()), hierarchy
+            )
+        inside = Path(path.lstrip("/"))
+        found += [hierarchy / part for part in (inside, *inside.parents) if ".." not in part.parts]
+    return found
+
+
+def quota_of(group: Path) -> float | None:
+    """How many processors a control group may keep busy; None where it has no limit."""
+    try:
+        if (group / "cpu.max").is_file():  # version 2: "max 100000" or "150000 100000"
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()  # -1: no limit
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
 def set_threads() -> None:
-    """Prepare the CPU for computing: keep freed memory, and use as many threads as ``HANMO_THREADS`` says.
+    """Prepare the CPU for computing: keep freed memory, and use as many threads as ``HANMO_THREADS`` says; by default
+    as many as torch would, but no more than there are processors for this process.
 
     Raises:
         UsageError: the value is not a positive whole number.
@@ -78,6 +131,8 @@ def set_threads() -> None:
     keep_freed_memory()
     value = os.environ.get("HANMO_THREADS", "").strip()
     if not value:
+        if processors() < torch.get_num_threads():
+            torch.set_num_threads(processors())
         return
     if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
         raise UsageError(f"HANMO_THREADS must be a whole number from 1 to 1024, not {value!r}", where="environment")

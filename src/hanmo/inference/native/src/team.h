@@ -46,7 +46,7 @@ inline const pid_t loaded_by = getpid();
 
 class Team {
  public:
-  explicit Team(int size) : most_(size) {}
+  explicit Team(int size) : most_(size), spins_(size > omp_get_num_procs() ? 50 : 2000) {}
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
@@ -83,16 +83,14 @@ class Team {
       return;
     }
     for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
-      if (spins < kSpins)
+      if (spins < spins_)
         relax();
       else
-        sched_yield();  // another process may have this core
+        sched_yield();  // who is waited for may need this core
     }
   }
 
  private:
-  static constexpr int kSpins = 20000;
-
   static void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -101,7 +99,7 @@ class Team {
 #endif
   }
 
-  const int most_;
+  const int most_, spins_;
   int running_ = 1;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> round_{0};

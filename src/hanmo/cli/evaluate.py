@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.road import prepare_corpus
@@ -12,6 +13,9 @@ from hanmo.errors import UsageError
 from hanmo.folder import read_manifest
 from hanmo.inference.settings import EngineSettings
 from hanmo.settings import CommonSettings, argument, option
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HELP = "perplexity and bits per byte of a model, beside a 5-gram model and the uniform bound"
 HELP_ZH = "模型的困惑度与比特/字节，并与 5 元模型和均匀分布对照"
@@ -36,6 +40,14 @@ class EvaluateSettings(CommonSettings, EngineSettings, DataSettings):
         "where texts are prepared; default: evaluation-data (of models of words nothing is kept)",
         zh="文本的处理目录；默认 evaluation-data（词模型不保留）",
     )
+    against: str | None = option(
+        None,
+        "compare the predictions with those of this model, in float32, instead of with baselines: what quantisation "
+        "has cost (KL divergence, same best token, perplexity ratio)",
+        zh="改为与该模型（以 float32 计算）的预测比较，看量化损失了多少（KL 散度、首选词元一致率、困惑度之比）",
+        metavar="MODEL",
+    )
+    max_tokens: int = option(20_480, "with --against: tokens that are compared", zh="与 --against 合用：比较的词元数")
 
 
 def own_data(settings: EvaluateSettings) -> str:
@@ -63,7 +75,7 @@ def own_data(settings: EvaluateSettings) -> str:
 def run(settings: EvaluateSettings) -> Outcome:
     """Score the model and its baselines."""
     from hanmo.cli.words import evaluate_words, is_word_model, refuse_data_settings
-    from hanmo.evaluation.baselines import evaluate_with_baselines
+    from hanmo.evaluation.baselines import evaluate_with_baselines, held_out
     from hanmo.evaluation.words import describe_words
     from hanmo.inference.loading import find, load_language_model
 
@@ -76,5 +88,36 @@ def run(settings: EvaluateSettings) -> Outcome:
     paths = settings.paths or [own_data(settings)]
     corpus = prepare_corpus(paths, settings, Path(settings.out or "evaluation-data"))
     tokens = corpus.tokenize(model.tokenizer)
+    if settings.against is not None:
+        return compared(model, settings, held_out(corpus, tokens, settings.part).ids[: settings.max_tokens])
     evaluation = evaluate_with_baselines(model, model.name, model.tokenizer, corpus, tokens, settings.part)
     return Outcome(evaluation.as_dict(), evaluation.describe())
+
+
+def compared(model: Any, settings: EvaluateSettings, ids: np.ndarray) -> Outcome:
+    """The model's predictions beside those of the reference.
+
+    Raises:
+        UsageError: models that do not predict token by token, or with other tokens.
+    """
+    from hanmo.evaluation.divergence import WINDOW, divergence
+    from hanmo.inference.language_model import LanguageModel
+    from hanmo.inference.loading import load
+
+    reference = load(settings.against or "", device=settings.device, offline=settings.offline, precision="fp32")
+    if not (isinstance(model, LanguageModel) and isinstance(reference, LanguageModel)) or model.reads_source:
+        raise UsageError(
+            "--against compares two language models that predict token by token",
+            fix="give a decoder of the same kind",
+            zh="--against 只能比较两个逐词元预测的语言模型，请给出同类的解码器",
+        )
+    if model.tokenizer.fingerprint != reference.tokenizer.fingerprint:
+        raise UsageError(
+            f"'{reference.name}' has another tokenizer than '{model.name}': their predictions cannot be compared",
+            fix="give the model that this one was made from; different models are compared by bits per byte",
+            zh=f"'{reference.name}' 与 '{model.name}' 的分词器不同，预测无法比较；请给出它的原模型",
+        )
+    window = min(WINDOW, model.context_length, reference.context_length, len(ids))
+    result = divergence(reference, model, ids, window=window, progress=True)
+    heading = f"{model.name} ({model.describe()})\n{reference.name} ({reference.describe()})\n"
+    return Outcome({"divergence": result.as_dict(), "window": window}, heading + result.describe())

@@ -23,7 +23,7 @@ from torch import Tensor
 from hanmo.errors import UsageError
 from hanmo.inference.decoders import SourceNetwork
 from hanmo.inference.engine import Chunk, Engine, FinishReason, Request, TokenLogprobs, Vocabulary
-from hanmo.inference.networks import Network, adapt
+from hanmo.inference.networks import Network, Piece, adapt
 from hanmo.inference.sampling import Sampling
 from hanmo.inference.speculation import DraftModel
 from hanmo.language import pick
@@ -371,6 +371,32 @@ class LanguageModel:
         if B == 0 or T < 2:
             return np.zeros((B, max(T - 1, 0)))
         return self._score(torch.from_numpy(ids)).double().numpy()
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """The scores of what follows each token, given it and those before it; nothing is put before the first.
+
+        Args:
+            ids: T token ids, at least one, at most ``context_length``.
+
+        Returns:
+            float32 ``[T, V]``: four bytes for each token of the vocabulary, for each of T.
+
+        Raises:
+            UsageError: an id outside the vocabulary, or more tokens than the context holds.
+        """
+        ids = [int(id) for id in ids]
+        self._check_ids(ids)
+        if not 1 <= len(ids) <= self.context_length:
+            raise self._too_long(len(ids))
+        with self.engine.alone():
+            text, unread = self.network.open(ids, 0, self.adapter)
+            try:
+                size = self.network.piece
+                parts = [unread[start : start + size] for start in range(0, len(unread), size)]
+                return torch.cat([self.network.read([Piece(text, part, len(part))]) for part in parts])
+            finally:
+                text.release()
 
     def answer_logprobs(self, source: Prompt, answer: Sequence[int]) -> Tensor:
         """Log-probability of each token of an answer to a source, in nats, float32 ``[T]``; encoder-decoders only.

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hanmo.errors import HanmoError, ModelError, ResourceError
 from hanmo.inference.native import library
 from hanmo.inference.native.decoder import CACHES, NativeDecoder, PagedCache, Weights, prepare
-from hanmo.inference.native.pages import Pages, Sequence
+from hanmo.inference.native.pages import PagedText, Pages
 
 from .native_cases import LAYOUTS, decoder
 
@@ -184,10 +184,10 @@ def test_walks_of_forks_and_trims_keep_every_bit(form: str) -> None:
         cache = PagedCache(engine, 24)
         pages = Pages(24, cache.copy)
         alone = PagedCache(engine, 4)
-        texts: list[tuple[Sequence, list[int]]] = []
+        texts: list[tuple[PagedText, list[int]]] = []
         for _ in range(25):
             if len(texts) < 4:
-                texts.append((Sequence(pages), []))
+                texts.append((PagedText(pages), []))
             if chance.random() < 0.3 and len(texts) < 6:
                 sequence, ids = chance.choice(texts)
                 texts.append((sequence.fork(), list(ids)))

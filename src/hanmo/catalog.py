@@ -35,6 +35,7 @@ HUB_FILES = (  # all that is ever taken from a hub repository: no code, no pickl
     "generation_config.json",
     "model.safetensors",
     "modules.json",
+    "packed.safetensors",
     "sentence_bert_config.json",
     "special_tokens_map.json",
     "tokenizer.json",

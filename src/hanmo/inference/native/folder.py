@@ -1,12 +1,13 @@
 """Quantised folders: a model in the engine's form on disk, which is mapped into memory and used as it lies there.
 
 The layout is that of Hugging Face (``config.json``, ``tokenizer.json``, ...) and ``hanmo.json`` with the hash of every
-file. ``model.safetensors`` holds the parts of :func:`~hanmo.inference.native.decoder.prepare`: of a matrix its
-``<name>.values`` and ``<name>.scales`` as ``src/matrix.h`` describes them, of a vector its float32 numbers. The
-metadata of its header say the kind and size of each matrix. Every tensor begins at a multiple of 64 bytes of the file
-(tensors named ``padding.<n>`` fill the gaps, blanks the header). The same bytes serve every machine.
+file. ``packed.safetensors`` holds the parts of :func:`~hanmo.inference.native.decoder.prepare`: of a matrix its
+``<name>.values`` and ``<name>.scales`` as ``src/matrix.h`` describes them, of a vector its float32 numbers. Metadata in
+its header say the kind and size of each matrix. Every tensor begins at a multiple of 64 bytes of the file (tensors named
+``padding.<n>`` fill the gaps, blanks the header). The same bytes serve every machine.
 
-``config.json`` has a ``quantization_config`` with a method of ours, so that programs which do not know it say so.
+``config.json`` has a ``quantization_config`` with a method of ours, and there is no ``model.safetensors``, so that
+programs which do not know the form say so instead of loading something else.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from hanmo.models.transformer import TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 
 METHOD, VERSION = "hanmo", 1  # of quantization_config; the version of this layout
-WEIGHTS = "model.safetensors"
+WEIGHTS = "packed.safetensors"
 PADDING = "padding."
 TYPES = {torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}  # as safetensors calls them
 

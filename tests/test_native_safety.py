@@ -117,14 +117,14 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
         for precision in ("fp32", "fp16"):
             state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
             state[name].flatten()[-1] = value
-            with pytest.raises(ModelError, match="infinite or not a number"):
+            with pytest.raises(ModelError, match="infinite"):
                 NativeDecoder(model.config, prepare(model.config, Weights.of_state(state), precision))
     for precision in ("int8", "int4"):
         parts = prepare(model.config, Weights.of_state(model.state_dict()), precision)
         part = parts["layers.0.qkv"]
         assert not isinstance(part, torch.Tensor)
         part.scales.flatten()[5] = value
-        with pytest.raises(ModelError, match="infinite or not a number"):
+        with pytest.raises(ModelError, match="infinite"):
             NativeDecoder(model.config, parts)
 
 
@@ -279,7 +279,8 @@ def test_a_child_process_computes_with_what_its_parent_made() -> None:
     """Both with a decoder of the parent's and with one of its own, while another thread of the parent computes."""
     out = in_a_process("""
         expected = expected_of(cache)
-        busy = threading.Thread(target=lambda: [expected_of(cache) for _ in range(3000)], daemon=True)
+        done = threading.Event()
+        busy = threading.Thread(target=lambda: [expected_of(cache) for _ in iter(done.is_set, True)])
         busy.start()
         for _ in range(5):
             child = os.fork()
@@ -289,6 +290,8 @@ def test_a_child_process_computes_with_what_its_parent_made() -> None:
                 same = [torch.equal(expected_of(one), expected) for one in (cache, own)]
                 os._exit(0 if all(same) else 1)
             assert os.waitpid(child, 0)[1] == 0
+        done.set()
+        busy.join()
         print('alive', torch.equal(expected_of(cache), expected))
     """)
     assert out.strip() == "alive True"

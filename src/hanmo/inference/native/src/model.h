@@ -85,7 +85,7 @@ struct ActivationMemory {
 
 struct ThreadMemory {
   ActivationMemory activations;  // of one or two rows
-  Unpacked unpacked;
+  Expanded expanded;
   Scores scores;
   Vector row, tile, queries, outputs;
 };

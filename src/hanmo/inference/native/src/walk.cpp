@@ -112,7 +112,7 @@ class Walk {
     const Range panels = by_rows ? Range{0, matrix.panels()} : share(matrix.panels(), thread, threads);
     const Range range = by_rows ? own : Range{0, rows.count};
     const Target target{out + range.begin * stride, stride, add, bias.empty() ? nullptr : bias.data()};
-    multiply(matrix, panels.begin, panels.end, a.from(range.begin), range.size(), target, mine.unpacked);
+    multiply(matrix, panels.begin, panels.end, a.from(range.begin), range.size(), target, mine.expanded);
     meet();
   }
 
@@ -242,7 +242,7 @@ class Walk {
     float* tile = mine.tile.data();
     for (int64_t g = groups.begin; g < groups.end; g++) {
       const Target target{tile - g * stride, stride, false, bias.empty() ? nullptr : bias.data()};
-      multiply(matrix, g * panels, (g + 1) * panels, a.from(range.begin), range.size(), target, mine.unpacked);
+      multiply(matrix, g * panels, (g + 1) * panels, a.from(range.begin), range.size(), target, mine.expanded);
       for (int64_t row = range.begin; row < range.end; row++) {
         const float* in = tile + (row - range.begin) * stride;
         Floats first, second;
@@ -284,7 +284,7 @@ class Walk {
       const Range panels = share(m.head.panels(), thread, threads);
       const Vector& bias = m.vectors[kHeadBias];
       const Target target{rows.logits + first * width, width, false, bias.empty() ? nullptr : bias.data()};
-      multiply(m.head, panels.begin, panels.end, a, count, target, mine.unpacked);
+      multiply(m.head, panels.begin, panels.end, a, count, target, mine.expanded);
       if (s.logit_cap > 0)
         for (int64_t i = 0; i < count; i++)
           for (int64_t o = panels.begin * kPanel; o < panels.end * kPanel; o += kPanel) {

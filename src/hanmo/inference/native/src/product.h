@@ -27,6 +27,8 @@ struct Target {
   }
 };
 
+constexpr int64_t kAhead = 8192;  // bytes
+
 // Weights of one panel: as they lie in the matrix or, of 4 bits, expanded to bytes [group][step][output][input].
 template <int64_t kind, bool expanded>
 struct Panel {
@@ -49,17 +51,23 @@ struct Panel {
   }
   INLINE Floats scale(int64_t group) const { return load_halves(halves + group * kScales); }
   INLINE Floats minimum(int64_t group) const { return load_halves(halves + group * kScales + kPanel); }
-  INLINE void prefetch(int64_t group) const {
-    constexpr int64_t kAhead = kind == kInt8 ? 3072 : 2048;
-    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(bytes + group * kBytes + kAhead + i);
-    if (kScales == 32) __builtin_prefetch(halves + group * kScales + 512);
+  INLINE void prefetch(int64_t group, int first, int last) const {  // lines of 64 bytes, and the scales with the first
+    const uint8_t* p = bytes + group * kBytes;
+    for (int line = first; line < last; line++) __builtin_prefetch(p + line * 64);
+    if (first == 0) __builtin_prefetch(halves + group * kScales);
   }
+};
+
+// What a tile asks the memory for while it computes a group: the lines [first, last) of the group so many ahead.
+struct Ahead {
+  int64_t groups;
+  int first, last;
 };
 
 // A tile: `panels` panels from `panel` on times `rows` rows from `row` on.
 template <int64_t kind, bool expanded, int rows, int panels>
 __attribute__((noinline)) void multiply_tile(const Panel<kind, expanded>* w, int64_t panel, const Activations& a,
-                                             int64_t row, const Target& target) {
+                                             int64_t row, const Target& target, Ahead ahead) {
   constexpr int32_t kOffset = Panel<kind, expanded>::kOffset;
   Floats f[rows][panels], least[rows][panels];
   UNROLL for (int r = 0; r < rows; r++)
@@ -82,7 +90,7 @@ __attribute__((noinline)) void multiply_tile(const Panel<kind, expanded>* w, int
       }
     }
     UNROLL for (int p = 0; p < panels; p++) {
-      if (!expanded && row == 0) w[p].prefetch(g);
+      if constexpr (!expanded) w[p].prefetch(g + ahead.groups, ahead.first, ahead.last);
       const Floats scale = w[p].scale(g);
       UNROLL for (int r = 0; r < rows; r++)
           f[r][p] = fma(to_floats(sums[r][p]), scale * all(a.scales[base + r * a.row_groups + g]), f[r][p]);
@@ -109,16 +117,21 @@ INLINE void with_constant(int64_t n, const Body& body) {
   body(std::integral_constant<int, most>());
 }
 
-// All rows times some panels, in tiles as equal as can be.
+// All rows times some panels, in tiles as equal as can be. Meanwhile the weights that come next are fetched, each tile
+// taking its share: of the next panels or, where one panel follows the other, of those 8 KB ahead.
 template <int64_t kind, bool expanded, int panels>
 void multiply_rows(const Panel<kind, expanded>* w, int64_t panel, const Activations& a, int64_t rows,
                    const Target& target) {
   constexpr int kMost = panels == 1 ? kTallRows : kind == kInt4Minimum ? kMinimumRows : kTileRows;
+  constexpr int64_t kBytes = Panel<kind, expanded>::kBytes, kLines = kBytes / 64;
   const int64_t tiles = (rows + kMost - 1) / kMost, most = (rows + tiles - 1) / tiles;
-  for (int64_t row = 0; row < rows; row += most)
+  const int64_t ahead = panels == 1 ? kAhead / kBytes : panels * a.groups, lines = (kLines + tiles - 1) / tiles;
+  for (int64_t row = 0, line = 0; row < rows; row += most, line += lines) {
+    const int first = static_cast<int>(std::min(line, kLines)), last = static_cast<int>(std::min(line + lines, kLines));
     with_constant<kMost>(std::min(most, rows - row), [&](auto n) {
-      multiply_tile<kind, expanded, n.value, panels>(w, panel, a, row, target);
+      multiply_tile<kind, expanded, n.value, panels>(w, panel, a, row, target, {ahead, first, last});
     });
+  }
 }
 
 // 4-bit weights of the panels of a tile, expanded to bytes.
@@ -136,7 +149,7 @@ struct Expanded {
         store_bytes(begin + g * 512 + two * 128, first);
         store_bytes(begin + g * 512 + two * 128 + 64, second);
       }
-      w.prefetch(g);
+      w.prefetch(g + kAhead / 256, 0, 4);
     }
     return begin;
   }
@@ -146,7 +159,7 @@ template <int64_t kind>
 void multiply_quantised(const Matrix& m, int64_t begin, int64_t end, const Activations& a, int64_t rows,
                         const Target& target, Expanded& work) {
   int64_t panel = begin;
-  if (rows > 1)  // a single row waits for memory, and one panel after the other comes faster
+  if (rows > (kind == kInt8 ? kTallRows : 1))  // fewer rows wait for memory: one panel after the other comes faster
     for (; panel + kTilePanels <= end; panel += kTilePanels) {
       Panel<kind, false> w[kTilePanels];
       for (int p = 0; p < kTilePanels; p++) w[p] = {m.group_values(panel + p, 0), m.group_scale(panel + p, 0)};

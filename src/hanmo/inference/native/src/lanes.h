@@ -31,13 +31,17 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 constexpr int kRegisters = kPanel / kLanes;
+
+// Rows of a tile whose sums fit into the registers: with weights that have a minimum per group, without, and where only
+// one panel is left.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 6, kTilePanels = 2, kFewRows = 8;  // what fits into the registers
+constexpr int kTilePanels = 2, kMinimumRows = 4, kTileRows = 6, kTallRows = 8;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 3, kTilePanels = 1, kFewRows = 3;
+constexpr int kTilePanels = 1, kMinimumRows = 3, kTileRows = 3, kTallRows = 3;
 #else
-constexpr int kTileRows = 4, kTilePanels = 1, kFewRows = 4;
+constexpr int kTilePanels = 1, kMinimumRows = 4, kTileRows = 4, kTallRows = 4;
 #endif
+constexpr int kDirectRows = 32;  // for so many rows, 4-bit weights are expanded anew for each tile
 
 typedef float lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t ilanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));

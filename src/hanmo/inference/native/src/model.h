@@ -73,7 +73,7 @@ struct Adapter {
 
 struct ThreadMemory {
   ActivationMemory activations;  // of one or two rows
-  Unpacked unpacked;
+  Expanded expanded;
   AttentionMemory attention;
   Vector row, tile, queries, outputs;
 };

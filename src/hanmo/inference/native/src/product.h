@@ -1,7 +1,8 @@
 // Products of a matrix with rows of activations: out[row][output], for some panels of the matrix.
 //
-// Few rows read the packed weights as they are. For many rows two panels at a time are unpacked to bytes and floats
-// first, and tiles of rows and panels keep all sums in registers. The order of every sum is the same in both.
+// A tile of rows and panels keeps all its sums in registers; the weights of the panels are read once for each tile. For
+// many rows 4-bit weights are expanded to bytes first, two panels at a time. The order of every sum is the same in all
+// tiles.
 #pragma once
 
 #include <algorithm>
@@ -27,157 +28,88 @@ struct Target {
   }
 };
 
-// Weights of one panel in their packed form.
-template <int64_t kind>
-struct Packed {
+constexpr int64_t kAhead = 8192;  // bytes
+
+// Weights of one panel: as they lie in the matrix or, of 4 bits, expanded to bytes [group][step][output][input].
+template <int64_t kind, bool expanded>
+struct Panel {
   const uint8_t* bytes;
   const uint16_t* halves;
-  static constexpr int64_t kBytes = kind == kInt8 ? 512 : 256, kScales = kind == kInt4Minimum ? 32 : 16;
-  static constexpr int32_t kOffset = kind == kInt8 ? 128 : kind == kInt4 ? 8 : 0;
+  static constexpr bool kNibbles = kind != kInt8 && !expanded;
+  static constexpr int64_t kBytes = kNibbles ? 256 : 512, kScales = kind == kInt4Minimum ? 32 : 16;
+  static constexpr int32_t kOffset = kind == kInt8 ? kByteOffset : kind == kInt4 ? 8 : 0;
 
   INLINE void pair(int64_t group, int two, Bytes& first, Bytes& second) const {  // steps 2 * two and 2 * two + 1
     const uint8_t* p = bytes + group * kBytes;
-    if constexpr (kind == kInt8) {
-      first = load_bytes(p + two * 128);
-      second = load_bytes(p + two * 128 + 64);
-    } else {
+    if constexpr (kNibbles) {
       const Bytes both = load_bytes(p + two * 64);
       first = low_nibbles(both);
       second = high_nibbles(both);
+    } else if constexpr (kind == kInt8) {
+      first = load_weights(p + two * 128);
+      second = load_weights(p + two * 128 + 64);
+    } else {
+      first = load_bytes(p + two * 128);
+      second = load_bytes(p + two * 128 + 64);
     }
   }
   INLINE Floats scale(int64_t group) const { return load_halves(halves + group * kScales); }
   INLINE Floats minimum(int64_t group) const { return load_halves(halves + group * kScales + kPanel); }
-  INLINE void prefetch(int64_t group) const {
-    constexpr int64_t kAhead = kind == kInt8 ? 3072 : 2048;
-    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(bytes + group * kBytes + kAhead + i);
-    if (kScales == 32) __builtin_prefetch(halves + group * kScales + 512);
+  INLINE void prefetch(int64_t group, int first, int last) const {  // lines of 64 bytes, and the scales with the first
+    const uint8_t* p = bytes + group * kBytes;
+    for (int line = first; line < last; line++) __builtin_prefetch(p + line * 64);
+    if (first == 0) __builtin_prefetch(halves + group * kScales);
   }
 };
 
-// The packed weights of one panel times `rows` rows.
-template <int64_t kind, int rows>
-void multiply_few(const Matrix& m, int64_t panel, const Activations& a, int64_t row, const Target& target) {
-  const int64_t groups = m.groups();
-  const Packed<kind> w{m.group_values(panel, 0), m.group_scale(panel, 0)};
-  Floats f[rows], least[rows];
-  UNROLL for (int r = 0; r < rows; r++) f[r] = least[r] = all(0.0f);
+// What a tile asks the memory for while it computes a group: the lines [first, last) of the group so many ahead.
+struct Ahead {
+  int64_t groups;
+  int first, last;
+};
+
+// A tile: `panels` panels from `panel` on times `rows` rows from `row` on.
+template <int64_t kind, bool expanded, int rows, int panels>
+__attribute__((noinline)) void multiply_tile(const Panel<kind, expanded>* w, int64_t panel, const Activations& a,
+                                             int64_t row, const Target& target, Ahead ahead) {
+  constexpr int32_t kOffset = Panel<kind, expanded>::kOffset;
+  Floats f[rows][panels], least[rows][panels];
+  UNROLL for (int r = 0; r < rows; r++)
+      UNROLL for (int p = 0; p < panels; p++) f[r][p] = least[r][p] = all(0.0f);
   const int8_t* x = a.values + row * a.stride();
   const int64_t base = row * a.row_groups;
-  for (int64_t g = 0; g < groups; g++) {
-    Ints sums[rows];
-    UNROLL for (int r = 0; r < rows; r++) sums[r] = all(-Packed<kind>::kOffset * a.sums[base + r * a.row_groups + g]);
+  for (int64_t g = 0; g < a.groups; g++) {
+    Ints sums[rows][panels];
+    UNROLL for (int r = 0; r < rows; r++) {
+      const Ints start = all(-kOffset * a.sums[base + r * a.row_groups + g]);
+      UNROLL for (int p = 0; p < panels; p++) sums[r][p] = start;
+    }
     UNROLL for (int two = 0; two < kSteps / 2; two++) {
-      Bytes first, second;
-      w.pair(g, two, first, second);
+      Bytes first[panels], second[panels];
+      UNROLL for (int p = 0; p < panels; p++) w[p].pair(g, two, first[p], second[p]);
       UNROLL for (int r = 0; r < rows; r++) {
-        const int8_t* p = x + r * a.stride() + g * kGroup + two * 8;
-        sums[r] = dot(dot(sums[r], first, p), second, p + 4);
+        const int8_t* eight = x + r * a.stride() + g * kGroup + two * 8;
+        UNROLL for (int p = 0; p < panels; p++)
+            sums[r][p] = dot(dot(sums[r][p], first[p], eight), second[p], eight + 4);
       }
     }
-    w.prefetch(g);
-    const Floats scale = w.scale(g);
-    UNROLL for (int r = 0; r < rows; r++)
-        f[r] = fma(to_floats(sums[r]), scale * all(a.scales[base + r * a.row_groups + g]), f[r]);
-    if constexpr (kind == kInt4Minimum) {
-      const Floats minimum = w.minimum(g);
-      UNROLL for (int r = 0; r < rows; r++) least[r] = fma(minimum, all(a.scaled[base + r * a.row_groups + g]), least[r]);
-    }
-  }
-  UNROLL for (int r = 0; r < rows; r++) {
-    if constexpr (kind == kInt4Minimum) f[r] = f[r] + least[r];
-    target.put(row + r, panel * kPanel, f[r]);
-  }
-}
-
-// Some panels unpacked: values [group][step][panel][64], scales and minima [group][panel][16].
-struct Unpacked {
-  Buffer<uint8_t> values;
-  Buffer<float> scales, minima;
-  int64_t groups = 0;
-  int32_t offset = 0;
-  bool minimum = false;
-
-  // Memory for matrices of so many inputs.
-  void reserve(int64_t inputs) {
-    const int64_t most = round_up(inputs, kGroup) / kGroup;
-    values.reserve(most * kSteps * kTilePanels * 64);
-    scales.reserve(most * kTilePanels * kPanel);
-    minima.reserve(most * kTilePanels * kPanel);
-  }
-
-  template <int64_t kind>
-  void take(const Matrix& m, int64_t panel) {
-    groups = m.groups();
-    offset = m.offset();
-    minimum = kind == kInt4Minimum;
-    for (int part = 0; part < kTilePanels; part++) {
-      const Packed<kind> w{m.group_values(panel + part, 0), m.group_scale(panel + part, 0)};
-      for (int64_t g = 0; g < groups; g++) {
-        uint8_t* out = values.data() + (g * kSteps * kTilePanels + part) * 64;
-        for (int two = 0; two < kSteps / 2; two++) {
-          Bytes first, second;
-          w.pair(g, two, first, second);
-          store_bytes(out + 2 * two * kTilePanels * 64, first);
-          store_bytes(out + (2 * two + 1) * kTilePanels * 64, second);
-        }
-        w.prefetch(g);
-        store(scales.data() + (g * kTilePanels + part) * kPanel, w.scale(g));
-        if (minimum) store(minima.data() + (g * kTilePanels + part) * kPanel, w.minimum(g));
+    UNROLL for (int p = 0; p < panels; p++) {
+      if constexpr (!expanded) w[p].prefetch(g + ahead.groups, ahead.first, ahead.last);
+      const Floats scale = w[p].scale(g);
+      UNROLL for (int r = 0; r < rows; r++)
+          f[r][p] = fma(to_floats(sums[r][p]), scale * all(a.scales[base + r * a.row_groups + g]), f[r][p]);
+      if constexpr (kind == kInt4Minimum) {
+        const Floats minimum = w[p].minimum(g);
+        UNROLL for (int r = 0; r < rows; r++)
+            least[r][p] = fma(minimum, all(a.scaled[base + r * a.row_groups + g]), least[r][p]);
       }
     }
-  }
-};
-
-// A tile: `rows` rows times the unpacked panels.
-template <int rows>
-__attribute__((noinline)) void multiply_tile(const Unpacked& w, const Activations& a, int64_t row, int64_t output,
-                                             const Target& target) {
-  const int64_t groups = w.groups;
-  Floats f[rows][kTilePanels];
-  UNROLL for (int r = 0; r < rows; r++)
-      UNROLL for (int p = 0; p < kTilePanels; p++) f[r][p] = all(0.0f);
-  const int8_t* x = a.values + row * a.stride();
-  const int64_t base = row * a.row_groups;
-  for (int64_t g = 0; g < groups; g++) {
-    Ints sums[rows][kTilePanels];
-    UNROLL for (int r = 0; r < rows; r++) {
-      const Ints start = all(-w.offset * a.sums[base + r * a.row_groups + g]);
-      UNROLL for (int p = 0; p < kTilePanels; p++) sums[r][p] = start;
-    }
-    const uint8_t* bytes = w.values.data() + g * kSteps * kTilePanels * 64;
-    UNROLL for (int step = 0; step < kSteps; step++) {
-      Bytes weights[kTilePanels];
-      UNROLL for (int p = 0; p < kTilePanels; p++) weights[p] = load_bytes(bytes + (step * kTilePanels + p) * 64);
-      UNROLL for (int r = 0; r < rows; r++) {
-        const int8_t* four = x + r * a.stride() + g * kGroup + step * 4;
-        UNROLL for (int p = 0; p < kTilePanels; p++) sums[r][p] = dot(sums[r][p], weights[p], four);
-      }
-    }
-    const float* scale = w.scales.data() + g * kTilePanels * kPanel;
-    UNROLL for (int r = 0; r < rows; r++) {
-      const Floats d = all(a.scales[base + r * a.row_groups + g]);
-      UNROLL for (int p = 0; p < kTilePanels; p++)
-          f[r][p] = fma(to_floats(sums[r][p]), load(scale + p * kPanel) * d, f[r][p]);
-    }
-  }
-  if (w.minimum) {
-    Floats least[rows][kTilePanels];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int p = 0; p < kTilePanels; p++) least[r][p] = all(0.0f);
-    for (int64_t g = 0; g < groups; g++) {
-      const float* minimum = w.minima.data() + g * kTilePanels * kPanel;
-      UNROLL for (int r = 0; r < rows; r++) {
-        const Floats scaled = all(a.scaled[base + r * a.row_groups + g]);
-        UNROLL for (int p = 0; p < kTilePanels; p++)
-            least[r][p] = fma(load(minimum + p * kPanel), scaled, least[r][p]);
-      }
-    }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int p = 0; p < kTilePanels; p++) f[r][p] = f[r][p] + least[r][p];
   }
   UNROLL for (int r = 0; r < rows; r++)
-      UNROLL for (int p = 0; p < kTilePanels; p++) target.put(row + r, output + p * kPanel, f[r][p]);
+      UNROLL for (int p = 0; p < panels; p++) {
+        if constexpr (kind == kInt4Minimum) f[r][p] = f[r][p] + least[r][p];
+        target.put(row + r, (panel + p) * kPanel, f[r][p]);
+      }
 }
 
 // Calls body(integral_constant) for a number from 1 to most that is known only when the program runs.
@@ -189,23 +121,66 @@ INLINE void with_constant(int64_t n, const Body& body) {
   body(std::integral_constant<int, most>());
 }
 
+// All rows times some panels, in tiles as equal as can be. Meanwhile the weights that come next are fetched, each tile
+// taking its share: of the next panels or, where one panel follows the other, of those 8 KB ahead.
+template <int64_t kind, bool expanded, int panels>
+void multiply_rows(const Panel<kind, expanded>* w, int64_t panel, const Activations& a, int64_t rows,
+                   const Target& target) {
+  constexpr int kMost = panels == 1 ? kTallRows : kind == kInt4Minimum ? kMinimumRows : kTileRows;
+  constexpr int64_t kBytes = Panel<kind, expanded>::kBytes, kLines = kBytes / 64;
+  const int64_t tiles = (rows + kMost - 1) / kMost, most = (rows + tiles - 1) / tiles;
+  const int64_t ahead = panels == 1 ? kAhead / kBytes : panels * a.groups, lines = (kLines + tiles - 1) / tiles;
+  for (int64_t row = 0, line = 0; row < rows; row += most, line += lines) {
+    const int first = static_cast<int>(std::min(line, kLines)), last = static_cast<int>(std::min(line + lines, kLines));
+    with_constant<kMost>(std::min(most, rows - row), [&](auto n) {
+      multiply_tile<kind, expanded, n.value, panels>(w, panel, a, row, target, {ahead, first, last});
+    });
+  }
+}
+
+// 4-bit weights of the panels of a tile, expanded to bytes.
+struct Expanded {
+  Buffer<uint8_t> values;
+
+  // Memory for matrices of so many inputs.
+  void reserve(int64_t inputs) { values.reserve(round_up(inputs, kGroup) / kGroup * kTilePanels * 512); }
+
+  template <int64_t kind>
+  const uint8_t* take(const Panel<kind, false>& w, int part, int64_t groups) {
+    uint8_t* const begin = values.data() + part * groups * 512;
+    for (int64_t g = 0; g < groups; g++) {
+      for (int two = 0; two < kSteps / 2; two++) {
+        Bytes first, second;
+        w.pair(g, two, first, second);
+        store_bytes(begin + g * 512 + two * 128, first);
+        store_bytes(begin + g * 512 + two * 128 + 64, second);
+      }
+      w.prefetch(g + kAhead / 256, 0, 4);
+    }
+    return begin;
+  }
+};
+
 template <int64_t kind>
 void multiply_quantised(const Matrix& m, int64_t begin, int64_t end, const Activations& a, int64_t rows,
-                        const Target& target, Unpacked& work) {
+                        const Target& target, Expanded& work) {
   int64_t panel = begin;
-  if (rows > kFewRows)
+  if (rows > (kind == kInt8 ? kTallRows : 1))  // fewer rows wait for memory: one panel after the other comes faster
     for (; panel + kTilePanels <= end; panel += kTilePanels) {
-      work.take<kind>(m, panel);
-      for (int64_t row = 0; row < rows; row += kTileRows)
-        with_constant<kTileRows>(std::min<int64_t>(kTileRows, rows - row), [&](auto n) {
-          multiply_tile<n.value>(work, a, row, panel * kPanel, target);
-        });
+      Panel<kind, false> w[kTilePanels];
+      for (int p = 0; p < kTilePanels; p++) w[p] = {m.group_values(panel + p, 0), m.group_scale(panel + p, 0)};
+      if (kind == kInt8 || rows <= kDirectRows) {
+        multiply_rows<kind, false, kTilePanels>(w, panel, a, rows, target);
+      } else if constexpr (kind != kInt8) {
+        Panel<kind, true> bytes[kTilePanels];
+        for (int p = 0; p < kTilePanels; p++) bytes[p] = {work.take(w[p], p, m.groups()), w[p].halves};
+        multiply_rows<kind, true, kTilePanels>(bytes, panel, a, rows, target);
+      }
     }
-  for (; panel < end; panel++)
-    for (int64_t row = 0; row < rows; row += kFewRows)
-      with_constant<kFewRows>(std::min<int64_t>(kFewRows, rows - row), [&](auto n) {
-        multiply_few<kind, n.value>(m, panel, a, row, target);
-      });
+  for (; panel < end; panel++) {
+    const Panel<kind, false> w{m.group_values(panel, 0), m.group_scale(panel, 0)};
+    multiply_rows<kind, false, 1>(&w, panel, a, rows, target);
+  }
 }
 
 // Floats: the inputs one after the other, in two sums (even and odd ones) so that they need not wait for each other.
@@ -229,7 +204,7 @@ void multiply_floats(const Matrix& m, int64_t panel, const Activations& a, int64
 
 // out[row][output] for the outputs of panels [begin, end).
 inline void multiply(const Matrix& m, int64_t begin, int64_t end, const Activations& a, int64_t rows,
-                     const Target& target, Unpacked& work) {
+                     const Target& target, Expanded& work) {
   switch (m.kind) {
     case kInt8: return multiply_quantised<kInt8>(m, begin, end, a, rows, target, work);
     case kInt4: return multiply_quantised<kInt4>(m, begin, end, a, rows, target, work);

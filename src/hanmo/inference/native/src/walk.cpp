@@ -107,7 +107,7 @@ class Walk {
   void begin_change(Range range, int64_t layer, int64_t name, const Activations& a) {
     for_adapters(range, layer, name, [&](const LowRank& change, int64_t begin, int64_t end) {
       const Activations x = a.from(begin);
-      multiply(change.a, 0, change.a.panels(), x, end - begin, Target{x.low, x.low_stride}, mine.unpacked);
+      multiply(change.a, 0, change.a.panels(), x, end - begin, Target{x.low, x.low_stride}, mine.expanded);
     });
   }
 
@@ -117,7 +117,7 @@ class Walk {
     for_adapters(range, layer, name, [&](const LowRank& change, int64_t begin, int64_t end) {
       const Activations low{0, a.low_stride / kGroup, a.from(begin).low};
       const Target target{out + (begin - range.begin) * stride, stride, true, nullptr, first};
-      multiply(change.b, panels.begin, panels.end, low, end - begin, target, mine.unpacked);
+      multiply(change.b, panels.begin, panels.end, low, end - begin, target, mine.expanded);
     });
   }
 
@@ -148,7 +148,7 @@ class Walk {
     const Range panels = by_rows ? Range{0, matrix.panels()} : share(matrix.panels(), thread, threads);
     const Range range = by_rows ? own : Range{0, rows.count};
     const Target target{out + range.begin * stride, stride, add, bias.empty() ? nullptr : bias.data()};
-    multiply(matrix, panels.begin, panels.end, a.from(range.begin), range.size(), target, mine.unpacked);
+    multiply(matrix, panels.begin, panels.end, a.from(range.begin), range.size(), target, mine.expanded);
     add_change(range, panels, layer, name, a, target.out, stride, 0);
     meet();
   }
@@ -281,7 +281,7 @@ class Walk {
     float* tile = mine.tile.data();
     for (int64_t g = groups.begin; g < groups.end; g++) {
       const Target target{tile, stride, false, bias.empty() ? nullptr : bias.data(), g * stride};
-      multiply(matrix, g * panels, (g + 1) * panels, a.from(range.begin), range.size(), target, mine.unpacked);
+      multiply(matrix, g * panels, (g + 1) * panels, a.from(range.begin), range.size(), target, mine.expanded);
       add_change(range, {g * panels, (g + 1) * panels}, layer, kGateUp, a, tile, stride, g * stride);
       for (int64_t row = range.begin; row < range.end; row++) {
         const float* in = tile + (row - range.begin) * stride;
@@ -329,7 +329,7 @@ class Walk {
       const Range panels = share(m.head.panels(), thread, threads);
       const Vector& bias = m.vectors[kHeadBias];
       const Target target{rows.logits + first * width, width, false, bias.empty() ? nullptr : bias.data()};
-      multiply(m.head, panels.begin, panels.end, a, count, target, mine.unpacked);
+      multiply(m.head, panels.begin, panels.end, a, count, target, mine.expanded);
       if (s.logit_cap > 0)
         for (int64_t i = 0; i < count; i++)
           for (int64_t o = panels.begin * kPanel; o < panels.end * kPanel; o += kPanel) {
@@ -377,7 +377,7 @@ void Model::reserve() {
     memory.tile.resize(rows * 4 * kPanel);
     memory.queries.resize(kQueries * s.filled_head());
     memory.outputs.resize(kQueries * s.filled_head());
-    memory.unpacked.reserve(widest);
+    memory.expanded.reserve(widest);
     memory.attention.vectors.reserve(kQueries, s.filled_head());
   }
 }

@@ -33,13 +33,13 @@ struct Packed {
   const uint8_t* bytes;
   const uint16_t* halves;
   static constexpr int64_t kBytes = kind == kInt8 ? 512 : 256, kScales = kind == kInt4Minimum ? 32 : 16;
-  static constexpr int32_t kOffset = kind == kInt8 ? 128 : kind == kInt4 ? 8 : 0;
+  static constexpr int32_t kOffset = kind == kInt8 ? kByteOffset : kind == kInt4 ? 8 : 0;
 
   INLINE void pair(int64_t group, int two, Bytes& first, Bytes& second) const {  // steps 2 * two and 2 * two + 1
     const uint8_t* p = bytes + group * kBytes;
     if constexpr (kind == kInt8) {
-      first = load_bytes(p + two * 128);
-      second = load_bytes(p + two * 128 + 64);
+      first = load_weights(p + two * 128);
+      second = load_weights(p + two * 128 + 64);
     } else {
       const Bytes both = load_bytes(p + two * 64);
       first = low_nibbles(both);
@@ -109,7 +109,7 @@ struct Unpacked {
   template <int64_t kind>
   void take(const Matrix& m, int64_t panel) {
     groups = m.groups();
-    offset = m.offset();
+    offset = Packed<kind>::kOffset;
     minimum = kind == kInt4Minimum;
     for (int part = 0; part < kTilePanels; part++) {
       const Packed<kind> w{m.group_values(panel + part, 0), m.group_scale(panel + part, 0)};

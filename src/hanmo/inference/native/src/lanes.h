@@ -151,11 +151,16 @@ INLINE Ints nearest(Floats v) {  // ties to even; of numbers that fit
 }
 
 // Half precision in memory.
+#if defined(__ARM_NEON)
+typedef __fp16 Half;  // g++ knows _Float16 for ARM only from version 13 on
+#elif !defined(__F16C__)
+typedef _Float16 Half;
+#endif
 INLINE float half_to_float(uint16_t bits) {
 #if defined(__F16C__)
   return _cvtsh_ss(bits);
 #else
-  _Float16 half;
+  Half half;
   std::memcpy(&half, &bits, sizeof half);
   return static_cast<float>(half);
 #endif
@@ -164,7 +169,7 @@ INLINE uint16_t float_to_half(float x) {
 #if defined(__F16C__)
   return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
 #else
-  const _Float16 half = static_cast<_Float16>(x);
+  const Half half = static_cast<Half>(x);
   uint16_t bits;
   std::memcpy(&bits, &half, sizeof bits);
   return bits;
@@ -208,8 +213,14 @@ INLINE Floats load_integers(const int8_t* p) {
   return out;
 }
 
-// Four inputs of sixteen outputs: 64 bytes, [output][input], unsigned; and the exact sums of their products with four
-// signed bytes that all outputs share.
+// Four inputs of sixteen outputs: 64 bytes, [output][input]; and the exact sums of their products with four signed bytes
+// that all outputs share. Weights of 8 bits are stored as unsigned bytes, 128 too large. Where the processor multiplies
+// signed bytes only they are made signed when they are loaded, and there is nothing to take off the sums again.
+#if defined(__ARM_FEATURE_DOTPROD) && !defined(__AVX2__)
+constexpr int32_t kByteOffset = 0;
+#else
+constexpr int32_t kByteOffset = 128;
+#endif
 #if defined(__AVX512VNNI__)
 struct Bytes {
   __m512i at;
@@ -260,6 +271,31 @@ INLINE Ints dot(Ints sums, Bytes w, const int8_t* x) {
 #endif
   return sums;
 }
+#elif defined(__ARM_FEATURE_DOTPROD)
+struct Bytes {
+  uint8x16_t at[4];
+};
+INLINE Bytes load_bytes(const uint8_t* p) {
+  return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)};
+}
+INLINE Bytes low_nibbles(Bytes w) {
+  UNROLL EACH w.at[i] = vandq_u8(w.at[i], vdupq_n_u8(15));
+  return w;
+}
+INLINE Bytes high_nibbles(Bytes w) {
+  UNROLL EACH w.at[i] = vshrq_n_u8(w.at[i], 4);
+  return w;
+}
+INLINE void store_bytes(uint8_t* p, Bytes w) {
+  UNROLL EACH vst1q_u8(p + 16 * i, w.at[i]);
+}
+INLINE Ints dot(Ints sums, Bytes w, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  const int8x16_t spread = vreinterpretq_s8_s32(vdupq_n_s32(four));
+  UNROLL EACH sums.at[i] = (ilanes)vdotq_s32((int32x4_t)sums.at[i], vreinterpretq_s8_u8(w.at[i]), spread);
+  return sums;
+}
 #else
 struct Bytes {
   uint8_t at[64];
@@ -287,5 +323,14 @@ INLINE Ints dot(Ints sums, Bytes w, const int8_t* x) {
   return sums;
 }
 #endif
+
+// Weights of 8 bits as `dot` wants them.
+INLINE Bytes load_weights(const uint8_t* p) {
+  Bytes w = load_bytes(p);
+#if defined(__ARM_FEATURE_DOTPROD) && !defined(__AVX2__)
+  UNROLL EACH w.at[i] = veorq_u8(w.at[i], vdupq_n_u8(128));
+#endif
+  return w;
+}
 
 }  // namespace hanmo::native

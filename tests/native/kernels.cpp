@@ -63,7 +63,7 @@ void check_products() {
         for (int64_t k = 0; k < inputs; k++) a.floats[row * a.stride() + k] = normal();
         quantise_row(a.floats + row * a.stride(), a, row);
       }
-      Unpacked work;
+      Expanded work;
       work.reserve(inputs);
       const int64_t width = m.width();
       std::vector<float> out(rows * width), single(width), looked_up(round_up(inputs, kGroup));
@@ -104,7 +104,7 @@ void check_extremes() {
         std::fill(a.floats, a.floats + 32, 127.0f * static_cast<float>(sign));
         quantise_row(a.floats, a, 0);
         std::vector<float> out(16);
-        Unpacked work;
+        Expanded work;
         multiply(m, 0, 1, a, 1, Target{out.data(), 16}, work);
         for (float got : out) near(got, 32 * 127.0 * sign * weight(m, 0, 0), 0.01, "extreme product");
       }

@@ -111,11 +111,10 @@ inline void score(Cache& cache, int64_t layer, int64_t head, const int32_t* tabl
     uint8_t* numbers = cache.keys<uint8_t>(table[page], layer, head);
     keys.values = numbers, keys.scales = cache.scales(numbers);
     const Target target{scores.of(0) + (page - first) * kPage, scores.stride};
-    for (int64_t panel = 0; panel < kPage / kPanel; panel++)
-      for (int64_t row = 0; row < count; row += kFewRows)
-        with_constant<kFewRows>(std::min<int64_t>(kFewRows, count - row), [&](auto n) {
-          multiply_few<kInt8, n.value>(keys, panel, vectors, row, target);
-        });
+    for (int64_t panel = 0; panel < kPage / kPanel; panel++) {
+      const Panel<kInt8, false> w{keys.group_values(panel, 0), keys.group_scale(panel, 0)};
+      multiply_rows<kInt8, false, 1>(&w, panel, vectors, count, target);
+    }
   }
   if (cap > 0)
     for (int q = 0; q < count; q++)

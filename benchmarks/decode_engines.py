@@ -70,11 +70,13 @@ class Hanmo:
         network = self.model.model
         if isinstance(network, Transformer):
             config, numbers = network.config, list(network.parameters())
-            self.weight_bytes, number_bytes = sum(number.numel() * number.element_size() for number in numbers), 4
+            self.weight_bytes = sum(number.numel() * number.element_size() for number in numbers)
+            self.cache_bytes = config.num_layers * config.num_kv_heads * config.head_dim * 2 * 4
         else:
-            config = network.decoder.config
-            self.weight_bytes, number_bytes = network.decoder.weight_bytes, 4 if network.decoder.cache_floats else 2
-        self.cache_bytes = config.num_layers * config.num_kv_heads * config.head_dim * 2 * number_bytes
+            from hanmo.inference.native.decoder import PAGE
+
+            self.weight_bytes = network.decoder.weight_bytes
+            self.cache_bytes = network.decoder.page_bytes // PAGE
         self.version = f"hanmo {importlib.metadata.version('hanmo')}: {self.model.describe()}"
 
     def write(self, prompts: Prompts, count: int, seen: Seen) -> None:

@@ -3,8 +3,8 @@
 The layout is that of Hugging Face (``config.json``, ``tokenizer.json``, ...) and ``hanmo.json`` with the hash of every
 file. ``packed.safetensors`` holds the parts of :func:`~hanmo.inference.native.decoder.prepare`: of a matrix its
 ``<name>.values`` and ``<name>.scales`` as ``src/matrix.h`` describes them, of a vector its float32 numbers. Metadata in
-its header say the kind and size of each matrix. Every tensor begins at a multiple of 64 bytes of the file (tensors named
-``padding.<n>`` fill the gaps, blanks the header). The same bytes serve every machine.
+its header say the kind and size of each matrix. Every tensor begins at a multiple of 64 bytes of the file (tensors
+named ``padding.<n>`` fill the gaps, blanks the header). The same bytes serve every machine.
 
 ``config.json`` has a ``quantization_config`` with a method of ours, and there is no ``model.safetensors``, so that
 programs which do not know the form say so instead of loading something else.

@@ -62,7 +62,14 @@ LAYER_VECTORS = (
     "gate_up.bias",
     "down.bias",
 )
-VECTORS = ("norm.weight", "norm.bias", "head.bias", "positions")  # numbered on from those of a layer
+VECTORS = (  # numbered on from those of a layer
+    "norm.weight",
+    "norm.bias",
+    "head.bias",
+    "positions",
+    "embed_norm.weight",
+    "embed_norm.bias",
+)
 
 Parts = dict[str, Packed | Tensor]  # matrices and vectors by name, as the engine wants them
 
@@ -282,38 +289,26 @@ def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tenso
     return replace(result, values=place(result.values), scales=place(result.scales))
 
 
-class NativeDecoder:
-    """A decoder in the native engine.
+class NativeNetwork:
+    """A network in the native engine: its shape and weights.
 
     Args:
         config: its shape.
-        parts: its weights, from :func:`prepare`. They are not copied, and kept as long as this.
+        parts: its weights. They are not copied, and kept as long as this.
         threads: that compute; default: as many as torch uses.
-        rows: tokens of one call at most; decides the memory of activations.
-        cache_floats: whether keys and values are kept as floats; default: where the weights are.
+        rows: tokens of one call of a decoder at most; decides the memory of activations.
 
     Raises:
         ModelError: parts that are missing or do not fit the shape.
         ResourceError: too little memory, or no native engine on this machine.
     """
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        parts: Parts,
-        *,
-        threads: int | None = None,
-        rows: int = ROWS,
-        cache_floats: bool | None = None,
-    ) -> None:
+    def __init__(self, config: TransformerConfig, parts: Parts, threads: int | None, rows: int) -> None:
         self.config, self.parts, self.rows = config, parts, rows
         self.threads = threads or torch.get_num_threads()
         self.handle = ctypes.c_void_p()
         self.owner = os.getpid()
         embedding = parts["embedding"]
-        assert isinstance(embedding, Packed)
-        self.cache_floats = embedding.kind == "fp32" if cache_floats is None else cache_floats
-        self.width = -(-config.vocab_size // PANEL) * PANEL
         call("model_new", *shape_of(config, rows), self.threads, ctypes.byref(self.handle))
         try:
             for layer in range(config.num_layers):
@@ -332,7 +327,7 @@ class NativeDecoder:
             raise
 
     def close(self) -> None:
-        """Give the memory back; the decoder cannot be used any more."""
+        """Give the memory back; the network cannot be used any more."""
         handle, self.handle = self.handle, ctypes.c_void_p()
         if handle:
             call("model_free", handle)
@@ -373,6 +368,30 @@ class NativeDecoder:
     def weight_bytes(self) -> int:
         """Memory of the weights, bytes."""
         return bytes_of(self.parts)
+
+
+class NativeDecoder(NativeNetwork):
+    """A decoder in the native engine; arguments and errors of :class:`NativeNetwork`.
+
+    Args:
+        parts: from :func:`prepare`.
+        cache_floats: whether keys and values are kept as floats; default: where the weights are.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        parts: Parts,
+        *,
+        threads: int | None = None,
+        rows: int = ROWS,
+        cache_floats: bool | None = None,
+    ) -> None:
+        super().__init__(config, parts, threads, rows)
+        embedding = parts["embedding"]
+        assert isinstance(embedding, Packed)
+        self.cache_floats = embedding.kind == "fp32" if cache_floats is None else cache_floats
+        self.width = -(-config.vocab_size // PANEL) * PANEL
 
     @property
     def page_bytes(self) -> int:

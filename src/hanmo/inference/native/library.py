@@ -14,7 +14,7 @@ from torch import Tensor
 from hanmo.errors import ModelError, ResourceError
 from hanmo.models.kernels import native
 
-ABI = 1
+ABI = 2
 LEVELS = {
     "avx512": native.LEVELS["avx512"],
     "avxvnni": native.LEVELS["avx2"] | {"avx_vnni"},
@@ -35,6 +35,7 @@ COMPLAINTS = (  # by number, as in src/api.cpp
     "a page is outside the cache",
     "the tokens of a text are not in the order of their positions",
     "an address is missing",
+    "a token belongs to a segment that the network does not have",
 )
 OUT_OF_MEMORY = 4
 

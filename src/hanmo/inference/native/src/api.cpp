@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "model.h"
+#include "encoder.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -13,11 +13,12 @@ using namespace hanmo::native;
 
 enum Complaint : int64_t {
   kFine = 0, kBadShape, kBadName, kBadSize, kNoMemory, kIncomplete, kBadCount, kBadToken, kBadPosition, kBadPage,
-  kBadOrder, kNoPointer,
+  kBadOrder, kNoPointer, kBadType,
 };
 
-constexpr int64_t kAbi = 1;                 // library.py; changes with the functions below
+constexpr int64_t kAbi = 2;                 // library.py; changes with the functions below
 constexpr int64_t kLargest = int64_t{1} << 31;  // no size of a model or batch comes near
+constexpr int64_t kMostTokens = 1 << 20;    // of the texts of one call of an encoder
 
 bool within(int64_t value, int64_t least, int64_t most = kLargest) { return value >= least && value <= most; }
 
@@ -50,16 +51,21 @@ int64_t expected_length(const Shape& s, int64_t name) {
   }
 }
 
-bool complete(const Model& m) {
-  for (const Layer& layer : m.layers) {
+// What decoders and encoders must have.
+bool has_weights(const Model& m) {
+  for (const Layer& layer : m.layers)
     for (const Matrix& matrix : layer.matrices)
       if (!matrix.values) return false;
-    if (layer.vectors[kAttentionNorm].empty() || layer.vectors[kMlpNorm].empty()) return false;
-  }
   if (m.shape.rotary_size == 0 && m.vectors[kPositions].empty()) return false;
   for (const Rotary& rotary : m.rotary)
     if (static_cast<int64_t>(rotary.frequencies.size()) != m.shape.rotary_size / 2) return false;
-  return m.embedding.values && m.head.values && !m.vectors[kFinalNorm].empty();
+  return m.embedding.values;
+}
+
+bool complete(const Model& m) {
+  for (const Layer& layer : m.layers)
+    if (layer.vectors[kAttentionNorm].empty() || layer.vectors[kMlpNorm].empty()) return false;
+  return has_weights(m) && m.head.values && !m.vectors[kFinalNorm].empty();
 }
 
 }  // namespace
@@ -198,6 +204,44 @@ EXPORT int64_t hanmo_forward(Model* model, const Cache* cache, int64_t count, co
     if (!within(output_rows[i], 0, count - 1)) return kBadCount;
   try {
     forward(*model, *cache, Rows{count, tokens, sequences, positions, tables, table_stride, outputs, output_rows, logits});
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+  return kFine;
+}
+
+// The embeddings of an encoder's segments, [type][hidden]; none where there are no segments.
+EXPORT int64_t hanmo_model_types(Model* model, const float* values, int64_t types) {
+  if (!model || !values) return kNoPointer;
+  if (!within(types, 1, 1 << 16)) return kBadCount;
+  try {
+    model->types.assign(values, values + types * model->shape.hidden);
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+  model->type_count = types;
+  return kFine;
+}
+
+// States of all tokens of `count` texts, one text after the other. types: null where all are zero.
+EXPORT int64_t hanmo_encode(Model* model, int64_t count, const int32_t* lengths, int64_t total, const int32_t* tokens,
+                            const int32_t* types, float* states) {
+  if (!model || !lengths || !tokens || !states) return kNoPointer;
+  if (!has_weights(*model)) return kIncomplete;
+  const Shape& s = model->shape;
+  if (!within(total, 1, kMostTokens) || !within(count, 1, total)) return kBadCount;
+  int64_t sum = 0;
+  for (int64_t text = 0; text < count; text++) {
+    if (!within(lengths[text], 1, s.context)) return kBadPosition;
+    sum += lengths[text];
+  }
+  if (sum != total) return kBadCount;
+  for (int64_t row = 0; row < total; row++) {
+    if (!within(tokens[row], 0, s.vocabulary - 1)) return kBadToken;
+    if (types && !within(types[row], 0, std::max<int64_t>(model->type_count, 1) - 1)) return kBadType;
+  }
+  try {
+    encode(*model, Texts{count, lengths, tokens, types, states});
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }

@@ -97,6 +97,13 @@ struct Unpacked {
   int32_t offset = 0;
   bool minimum = false;
 
+  // Memory for so many groups, so that `take` asks for none.
+  void reserve(int64_t most) {
+    values.reserve(most * kSteps * kTilePanels * 64);
+    scales.reserve(most * kTilePanels * kPanel);
+    minima.reserve(most * kTilePanels * kPanel);
+  }
+
   template <int64_t kind>
   void take(const Matrix& m, int64_t panel) {
     groups = m.groups();

@@ -33,7 +33,7 @@ from hanmo.inference.native.layout import (
     with_rows,
 )
 from hanmo.inference.native.library import call
-from hanmo.inference.native.quantize import alike, quantize_int4, quantize_int8
+from hanmo.inference.native.quantize import alike, quantize_int4, quantize_int8, quantize_int8_wide
 from hanmo.models.positions import rotary_frequencies, rotary_magnitude
 from hanmo.models.transformer import Transformer, TransformerConfig, shapes_of
 from hanmo.text.tokenizer import Tokenizer
@@ -260,25 +260,32 @@ def layer_parts(
     return parts
 
 
+QUANTIZERS: dict[str, Callable[[Tensor], Quantized]] = {
+    "int8": quantize_int8,
+    "int8-wide": quantize_int8_wide,
+    "int4": quantize_int4,
+}
+
+
 def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tensor] = as_it_is) -> Packed:
     """A matrix in the engine's layout.
 
     Args:
-        precision: None: as it is (float32, half precision, or quantised). "fp32", "fp16": floats. "int8", "int4": so
-            many bits; what has as many already is left as it is.
+        precision: None: as it is (float32, half precision, or quantised). "fp32", "fp16": floats. "int8", "int8-wide", "int4":
+            so many bits; what has as many already is left as it is.
 
     Raises:
         ModelError: a weight is beyond the range of half precision, or no number.
     """
     if precision in ("fp32", "fp16"):
         result = pack_floats(given if isinstance(given, Tensor) else given.dequantize(), precision)
-    elif isinstance(given, Quantized) and (precision is None or given.kind.startswith(precision)):
+    elif isinstance(given, Quantized) and (precision is None or given.kind.startswith(precision.partition("-")[0])):
         result = pack(given)
     elif isinstance(given, Tensor) and precision is None:
         result = pack_floats(given, "fp16" if given.dtype == torch.float16 else "fp32")
     else:
         floats = given if isinstance(given, Tensor) else given.dequantize()
-        result = pack(quantize_int8(floats) if precision == "int8" else quantize_int4(floats))
+        result = pack(QUANTIZERS[str(precision)](floats))
     numbers = result.scales if result.scales.numel() else result.values
     if numbers.dtype == torch.float16 and not all_finite(numbers):
         raise ModelError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import ModelError
-from hanmo.inference.native.decoder import ACTIVATIONS, NativeNetwork, Parts, Weights, layer_parts, packed
+from hanmo.inference.native.decoder import ACTIVATIONS, NativeNetwork, Parts, Weights, as_it_is, layer_parts, packed
 from hanmo.inference.native.library import call
 from hanmo.models.transformer import TransformerConfig
 
@@ -47,8 +47,10 @@ def prepare_encoder(config: TransformerConfig, weights: Weights, precision: str 
         precision: one of PRECISIONS.
     """
     parts: Parts = {}
+    inner = "int8-wide" if precision == "int8" else precision
     for layer in range(config.num_layers):
-        parts |= {f"layers.{layer}.{name}": part for name, part in layer_parts(config, weights, precision, layer)}
+        found = layer_parts(config, weights, inner, layer, as_it_is)
+        parts |= {f"layers.{layer}.{name}": part for name, part in found}
     parts["embedding"] = packed(weights.matrix("model.embed_tokens.weight"), precision)
     for name, source in (
         ("norm.weight", "model.norm.weight"),

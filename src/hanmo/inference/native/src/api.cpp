@@ -102,7 +102,7 @@ EXPORT int64_t hanmo_model_matrix(Model* model, int64_t layer, int64_t name, int
                                   int64_t inputs, const void* values, int64_t value_bytes, const void* scales,
                                   int64_t scale_bytes) {
   if (!model || !values) return kNoPointer;
-  if (!within(name, 0, kMatrixNames - 1) || !within(kind, 0, kInt4Minimum)) return kBadName;
+  if (!within(name, 0, kMatrixNames - 1) || !within(kind, 0, kInt8Wide)) return kBadName;
   if ((name >= kEmbedding) != (layer == -1) || (layer != -1 && !within(layer, 0, model->shape.layers - 1))) return kBadName;
   int64_t want_outputs, want_inputs;
   expected_size(model->shape, name, want_outputs, want_inputs);

@@ -15,7 +15,7 @@
 namespace hanmo::native {
 namespace {
 
-constexpr int64_t kLargestJob = 96, kSmallestJob = 32;  // tokens, where whole texts allow it
+constexpr int64_t kLargestJob = 192, kSmallestJob = 32;  // tokens, where whole texts allow it
 constexpr int64_t kQueryTile = 48;                      // queries of a text that go over its keys together
 
 struct Job {
@@ -65,7 +65,7 @@ struct OwnMemory {
   OwnMemory(const Shape& s, int64_t rows, int64_t longest) {
     const int64_t widest = std::max({s.hidden, s.query_width(), s.filled_intermediate()});
     unpacked.reserve(round_up(widest, kGroup) / kGroup);
-    tile.resize(rows * 4 * kPanel);
+    tile.resize(rows * kWide * 4 * kPanel);
     const int64_t width = round_up(s.head_size, kPanel);
     keys.resize(round_up(longest, kPanel) * s.head_size);
     values.resize(longest * width);
@@ -160,7 +160,10 @@ class Walk {
         norm(from, normed, weight, bias);
         from = normed;
       }
-      if (matrix.quantised()) quantise_row(from, a, row);
+      if (matrix.wide())
+        quantise_row_wide(from, a, row);
+      else if (matrix.quantised())
+        quantise_row(from, a, row);
     }
     return a;
   }
@@ -269,16 +272,22 @@ class Walk {
     return a;
   }
 
-  // The inner layer of the feed-forward network: product and activation, 32 outputs (a group) at a time.
+  // The inner layer of the feed-forward network: product and activation, some outputs at a time: those that share a
+  // scale in what the next matrix reads.
   Activations inner(const Matrix& matrix, const Activations& a, const Vector& bias, const Matrix& next) {
     const Activations out = memory.gated.view(next.inputs);
-    const int64_t panels = inner_panels(s.gated), stride = panels * kPanel;
-    float* tile = mine.tile.data();
-    for (int64_t g = 0; g < out.groups; g++) {
-      const Target target{tile - g * stride, stride, false, bias.empty() ? nullptr : bias.data()};
-      multiply(matrix, g * panels, (g + 1) * panels, a.from(begin), end - begin, target, mine.unpacked);
-      for (int64_t row = begin; row < end; row++)
-        activate_group(tile + (row - begin) * stride, s.gated, s.activation, next.quantised(), out, row, g);
+    const int64_t panels = inner_panels(s.gated), step = next.wide() ? kWide : 1, stride = step * panels * kPanel;
+    for (int64_t g = 0; g < out.groups; g += step) {
+      const int64_t groups = std::min(step, out.groups - g);
+      const Target target{mine.tile.data() - g * panels * kPanel, stride, false, bias.empty() ? nullptr : bias.data()};
+      multiply(matrix, g * panels, (g + groups) * panels, a.from(begin), end - begin, target, mine.unpacked);
+      for (int64_t row = begin; row < end; row++) {
+        float* tile = mine.tile.data() + (row - begin) * stride;
+        if (next.wide())
+          activate_wide(tile, s.gated, s.activation, groups, out, row, g);
+        else
+          activate_group(tile, s.gated, s.activation, next.quantised(), out, row, g);
+      }
     }
     return out;
   }

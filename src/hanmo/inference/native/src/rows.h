@@ -46,10 +46,8 @@ inline void rotate_head(float* vector, int64_t half, const Rotary& rotary, int64
 // Panels of the inner product that make one group of what the next matrix reads; gates and their values alternate.
 INLINE int64_t inner_panels(bool gated) { return gated ? 4 : 2; }
 
-// One group of a row of the inner layer: the activation of a tile's row, quantised if `quantised`.
-INLINE void activate_group(const float* in, bool gated, int64_t activation, bool quantised, const Activations& out,
-                           int64_t row, int64_t group) {
-  Floats first, second;
+// One group of a row of the inner layer: the activation of what its products gave.
+INLINE void activated(const float* in, bool gated, int64_t activation, Floats& first, Floats& second) {
   if (gated) {  // panels alternate: 16 gates, their 16 values
     first = activate(load(in), activation) * load(in + kPanel);
     second = activate(load(in + 2 * kPanel), activation) * load(in + 3 * kPanel);
@@ -57,6 +55,13 @@ INLINE void activate_group(const float* in, bool gated, int64_t activation, bool
     first = activate(load(in), activation);
     second = activate(load(in + kPanel), activation);
   }
+}
+
+// One group of a row of the inner layer: the activation of a tile's row, quantised if `quantised`.
+INLINE void activate_group(const float* in, bool gated, int64_t activation, bool quantised, const Activations& out,
+                           int64_t row, int64_t group) {
+  Floats first, second;
+  activated(in, gated, activation, first, second);
   if (quantised) {
     const int64_t at = row * out.row_groups + group;
     quantise_group(first, second, out.values + at * kGroup, out.scales + at, out.sums + at, out.scaled + at);
@@ -65,6 +70,19 @@ INLINE void activate_group(const float* in, bool gated, int64_t activation, bool
     store(floats, first);
     store(floats + kPanel, second);
   }
+}
+
+// Some groups from `group` on, at most a wide group of them, quantised together; `in` is overwritten.
+INLINE void activate_wide(float* in, bool gated, int64_t activation, int64_t groups, const Activations& out, int64_t row,
+                          int64_t group) {
+  for (int64_t g = 0; g < groups; g++) {
+    Floats first, second;
+    activated(in + g * inner_panels(gated) * kPanel, gated, activation, first, second);
+    store(in + g * kGroup, first);
+    store(in + g * kGroup + kPanel, second);
+  }
+  const int64_t at = row * out.row_groups + group, scale = row * out.row_groups + group / kWide;
+  quantise_wide(in, groups, out.values + at * kGroup, out.scales + scale, out.sums + scale, out.scaled + scale);
 }
 
 }  // namespace hanmo::native

@@ -296,7 +296,7 @@ def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tenso
     return replace(result, values=place(result.values), scales=place(result.scales))
 
 
-class NativeNetwork:
+class NativeModel:
     """A network in the native engine: its shape and weights.
 
     Args:
@@ -377,8 +377,8 @@ class NativeNetwork:
         return bytes_of(self.parts)
 
 
-class NativeDecoder(NativeNetwork):
-    """A decoder in the native engine; arguments and errors of :class:`NativeNetwork`.
+class NativeDecoder(NativeModel):
+    """A decoder in the native engine; arguments and errors of :class:`NativeModel`.
 
     Args:
         parts: from :func:`prepare`.

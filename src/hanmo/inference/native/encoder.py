@@ -8,6 +8,7 @@ Letters in names: M tokens of all texts, D hidden size.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import ModelError
-from hanmo.inference.native.decoder import ACTIVATIONS, NativeNetwork, Parts, Weights, as_it_is, layer_parts, packed
+from hanmo.inference.native.decoder import ACTIVATIONS, NativeModel, Parts, Weights, as_it_is, layer_parts, packed
 from hanmo.inference.native.library import call
 from hanmo.models.transformer import TransformerConfig
 
@@ -68,8 +69,8 @@ def prepare_encoder(config: TransformerConfig, weights: Weights, precision: str 
     return parts
 
 
-class NativeEncoder(NativeNetwork):
-    """An encoder in the native engine; errors of :class:`NativeNetwork`.
+class NativeEncoder(NativeModel):
+    """An encoder in the native engine; errors of :class:`NativeModel`.
 
     Args:
         config: its shape.
@@ -85,7 +86,7 @@ class NativeEncoder(NativeNetwork):
     def __init__(
         self, config: TransformerConfig, weights: Weights, precision: str = "fp32", threads: int | None = None
     ) -> None:
-        self.precision = precision
+        self.precision, self.lock = precision, threading.Lock()
         super().__init__(config, prepare_encoder(config, weights, precision), threads, rows=1)
         types = self.parts.get("types")
         if isinstance(types, Tensor):
@@ -123,8 +124,9 @@ class NativeEncoder(NativeNetwork):
         return states_MD
 
     def encode(self, lengths: np.ndarray, tokens: np.ndarray, types: np.ndarray | None, states_MD: Tensor) -> None:
-        """One call of the engine."""
-        call("encode", self.handle, len(lengths), lengths, len(tokens), tokens, types, states_MD)
+        """One call of the engine, which computes one at a time."""
+        with self.lock:
+            call("encode", self.handle, len(lengths), lengths, len(tokens), tokens, types, states_MD)
 
 
 def flat(rows: Sequence[Sequence[int]], total: int) -> np.ndarray:

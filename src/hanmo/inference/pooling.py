@@ -72,7 +72,7 @@ def pool_flat(mode: str, states_MD: Tensor, lengths_B: Tensor) -> Tensor:
     owners_M = torch.repeat_interleave(torch.arange(B, device=states_MD.device), lengths_B)
     if mode == "max":
         lowest_BD = states_MD.new_full((B, D), -math.inf)
-        return lowest_BD.index_reduce_(0, owners_M, states_MD, "amax")
+        return lowest_BD.scatter_reduce_(0, owners_M.unsqueeze(1).expand(-1, D), states_MD, "amax")
     sizes_B1 = lengths_B.to(states_MD.dtype).unsqueeze(1)
     if mode == "weighted_mean":
         places_M = torch.arange(len(states_MD), device=states_MD.device) - (ends_B - lengths_B)[owners_M] + 1

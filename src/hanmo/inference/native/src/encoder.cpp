@@ -255,9 +255,14 @@ class Walk {
       mine.totals[t - from] = soften(scores + (t - from) * stride, std::max<int64_t>(0, t - window - low),
                                      std::min(length, t + window + 1) - low, keys.width());
     float* out = attended(first + from) + head * size;
-    for (int64_t d = 0; d < size; d += kPanel) {
-      const Matrix values{kFloat32, kPanel, count, bytes(mine.values.data() + d * length + low * kPanel), nullptr};
-      multiply(values, 0, 1, floats(scores, stride), to - from, Target{out + d, attended_width()}, mine.unpacked);
+    if (count == length) {
+      const Matrix values{kFloat32, size, count, bytes(mine.values.data()), nullptr};
+      multiply(values, 0, values.panels(), floats(scores, stride), to - from, Target{out, attended_width()}, mine.unpacked);
+    } else {  // some keys of all: the panels stand too far apart for one matrix
+      for (int64_t d = 0; d < size; d += kPanel) {
+        const Matrix values{kFloat32, kPanel, count, bytes(mine.values.data() + d * length + low * kPanel), nullptr};
+        multiply(values, 0, 1, floats(scores, stride), to - from, Target{out + d, attended_width()}, mine.unpacked);
+      }
     }
     for (int64_t t = from; t < to; t++) {
       const float scale = 1.0f / mine.totals[t - from];

@@ -144,20 +144,33 @@ INLINE void quantise_row(const float* x, const Activations& a, int64_t row) {
   }
 }
 
-// Some groups of floats, at most a wide group of them, with one scale.
-INLINE void quantise_wide(const float* x, int64_t groups, int8_t* values, float* scale, int32_t* sum, float* scaled) {
-  Floats top = all(0.0f);
-  for (int64_t i = 0; i < groups * kGroup; i += kPanel) top = larger(top, magnitude(load(x + i)));
-  const float most = largest(top), d = most * (1.0f / 127.0f), factor = most > 1e-30f ? 127.0f / most : 0.0f;
-  Ints total = all(0);
-  for (int64_t i = 0; i < groups * kGroup; i += kPanel) {
-    const Ints q = nearest(load(x + i) * all(factor));
-    UNROLL for (int j = 0; j < kRegisters; j++) total.at[j] += q.at[j];
-    store_signed(values + i, q);
+// Some groups of floats with one scale.
+template <int64_t groups>
+INLINE void quantise_groups(const float* x, int8_t* values, float* scale, int32_t* sum, float* scaled) {
+  constexpr int kVectors = groups * kGroup / kPanel;
+  Floats v[kVectors], top = all(0.0f);
+  UNROLL for (int i = 0; i < kVectors; i++) {
+    v[i] = load(x + i * kPanel);
+    top = larger(top, magnitude(v[i]));
   }
+  const float most = largest(top), factor = most > 1e-30f ? 127.0f / most : 0.0f;
+  Ints total = all(0);
+  UNROLL for (int i = 0; i < kVectors; i++) {
+    const Ints q = nearest(v[i] * all(factor));
+    UNROLL for (int j = 0; j < kRegisters; j++) total.at[j] += q.at[j];
+    store_signed(values + i * kPanel, q);
+  }
+  *scale = most * (1.0f / 127.0f);
   *sum = sum_of(total);
-  *scale = d;
-  *scaled = d * static_cast<float>(*sum);
+  *scaled = *scale * static_cast<float>(*sum);
+}
+INLINE void quantise_wide(const float* x, int64_t groups, int8_t* values, float* scale, int32_t* sum, float* scaled) {
+  switch (groups) {  // at most a wide group of them
+    case 4: return quantise_groups<4>(x, values, scale, sum, scaled);
+    case 3: return quantise_groups<3>(x, values, scale, sum, scaled);
+    case 2: return quantise_groups<2>(x, values, scale, sum, scaled);
+    default: return quantise_groups<1>(x, values, scale, sum, scaled);
+  }
 }
 
 // A row for a matrix with wide groups.

@@ -1,10 +1,12 @@
 """Networks that read texts: vectors, labels of texts and words, answers in a context, hidden words.
 
-Every method works in batches of rows of similar length, padded and masked, so that no result depends on the other texts
-of a call beyond rounding. Long inputs are cut (``embed`` and ``classify``, which say so) or read in overlapping windows
-(all others), so that memory is bounded by a batch and not by what is given.
+On a CPU the native engine computes the hidden states, of unpadded texts and the same bits in any company. Elsewhere,
+and for networks that it cannot compute, torch does, in batches of rows of similar length, padded and masked, so that no
+result depends on the other texts of a call beyond rounding. Heads are torch's. Long inputs are cut (``embed`` and
+``classify``, which say so) or read in overlapping windows (all others), so that memory is bounded by a batch and not by
+what is given.
 
-Letters in names: B rows, T tokens, D hidden size, L labels, W words.
+Letters in names: B rows, T tokens of a row, M tokens of all rows, D hidden size, L labels, W words.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from hanmo.errors import DataError, ModelError, UsageError
 from hanmo.inference.masking import Candidate, fill_masks, mask_each
-from hanmo.inference.pooling import Pooling, read_pooling
+from hanmo.inference.pooling import Pooling, pool_flat, read_pooling
 from hanmo.inference.reading import (
     BATCH_ROWS,
     Floats,
@@ -70,6 +72,9 @@ class TextEncoder:
         name: what the user calls the model.
         pooling: how :meth:`embed` makes one vector of a text; default the mean of the hidden states.
         max_length: tokens of one row, control tokens included; default what the network can see.
+        engine: "torch"; "native" (C++ for CPUs), which takes the weights of ``model`` over, so that it must not be used
+            elsewhere; or "auto": native where it can compute the network on this machine.
+        precision: of the native engine's weights: "fp32", "fp16" or "int8" (which rounds activations as well).
 
     Attributes:
         task: "sequence-classification", "token-classification", "span-extraction", "masked-lm" or "embedding".
@@ -88,6 +93,8 @@ class TextEncoder:
         name: str = "model",
         pooling: Pooling | None = None,
         max_length: int | None = None,
+        engine: str = "torch",
+        precision: str = "fp32",
     ) -> None:
         if isinstance(model, Transformer):
             config, causal = model.config, model.config.causal
@@ -102,7 +109,7 @@ class TextEncoder:
         else:
             limit, causal, self.task = UNBOUNDED, False, model.head.config.task
         self.model = model.eval()
-        self.reader = RowReader(self.model, tokenizer, name)
+        self.reader = RowReader(self.model, tokenizer, name, engine=engine, precision=precision)
         self.tokenizer, self.name = tokenizer, name
         self.pooling = pooling or Pooling()
         self.max_length = min(limit, max_length or limit)
@@ -117,15 +124,29 @@ class TextEncoder:
 
     @classmethod
     def from_loaded(
-        cls, loaded: LoadedModel, model: Transformer, folder: Path | None = None, *, name: str = ""
+        cls,
+        loaded: LoadedModel,
+        model: Transformer,
+        folder: Path | None = None,
+        *,
+        name: str = "",
+        engine: str = "auto",
+        precision: str = "fp32",
     ) -> TextEncoder:
-        """An encoder from what an importer read; ``folder`` is where the files of sentence-transformers may lie.
+        """An encoder from what an importer read, whose network no one else uses; ``folder`` is where the files of
+        sentence-transformers may lie.
 
         Raises:
             ModelError: they are damaged, or name a step that is not known.
+            UsageError: an engine or precision that is none, or that cannot be had here.
         """
         pooling = None if folder is None else read_pooling(Path(folder))
-        return cls(model, loaded.tokenizer, name=name or loaded.source, pooling=pooling)
+        name = name or loaded.source
+        return cls(model, loaded.tokenizer, name=name, pooling=pooling, engine=engine, precision=precision)
+
+    def describe(self) -> str:
+        """What computes, for people."""
+        return self.reader.describe()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -151,10 +172,8 @@ class TextEncoder:
         if self.pooling.lowercase:
             given = [text.lower() if isinstance(text, str) else text for text in given]
 
-        def read(hidden_BTD: Tensor, mask_BT: Tensor | None, _: list[int]) -> Tensor:
-            if mask_BT is None:
-                mask_BT = torch.ones(hidden_BTD.shape[:2], dtype=torch.bool, device=hidden_BTD.device)
-            vectors_BD = self.pooling(hidden_BTD.float(), mask_BT)
+        def read(states_MD: Tensor, lengths_B: Tensor, _: list[int]) -> Tensor:
+            vectors_BD = self.pooling.flat(states_MD.float(), lengths_B)
             return F.normalize(vectors_BD) if normalize else vectors_BD
 
         return self._read_all(given, limit, read, self.reader.hidden_size * len(self.pooling.modes), batch_size)
@@ -173,8 +192,9 @@ class TextEncoder:
         head = self.model.head
         independent = head.config.multi_label or len(self.labels) == 1
 
-        def read(hidden_BTD: Tensor, mask_BT: Tensor | None, _: list[int]) -> Tensor:
-            scores_BL: Tensor = head(hidden_BTD, mask_BT).float()
+        def read(states_MD: Tensor, lengths_B: Tensor, _: list[int]) -> Tensor:
+            pooled_BD = pool_flat(head.config.pooling, states_MD, lengths_B)
+            scores_BL: Tensor = head(pooled_BD.unsqueeze(1)).float()
             return scores_BL.sigmoid() if independent else scores_BL.softmax(-1)
 
         given = check_texts(texts, pairs=True)
@@ -196,12 +216,7 @@ class TextEncoder:
         result, cut = np.zeros((len(texts), width), dtype=np.float32), 0
         for start in range(0, len(texts), BLOCK):
             rows = []
-            for index, text in enumerate(texts[start : start + BLOCK], start=start):
-                try:
-                    parts = [self.tokenizer.encode(part) for part in ([text] if isinstance(text, str) else text)]
-                except DataError as error:
-                    error.where = f"text {index}"
-                    raise
+            for parts in self._encoded(texts[start : start + BLOCK], start):
                 kept = shorten([len(part) for part in parts], limit - self.wrapping.overhead(pair=len(parts) > 1))
                 cut += kept != [len(part) for part in parts]
                 rows.append(self.wrapping.wrap(*(part[:size] for part, size in zip(parts, kept, strict=True))))
@@ -218,6 +233,22 @@ class TextEncoder:
                 )
             )
         return result
+
+    def _encoded(self, texts: Sequence[str | Pair], first: int) -> list[list[list[int]]]:
+        """The ids of each text, or of both texts of a pair; ``first`` is the number of the first text in errors."""
+        parts = [[text] if isinstance(text, str) else list(text) for text in texts]
+        try:
+            ids = iter(self.tokenizer.encode_batch([part for both in parts for part in both]))
+        except DataError:
+            for index, both in enumerate(parts, start=first):
+                for part in both:
+                    try:
+                        self.tokenizer.encode(part)
+                    except DataError as error:
+                        error.where = f"text {index}"
+                        raise
+            raise
+        return [[next(ids) for _ in both] for both in parts]
 
     # Words -----------------------------------------------------------------------------------------------------------
 
@@ -276,9 +307,10 @@ class TextEncoder:
             rows.append(row)
             places.append((sizes.cumsum(0)[:-1] + row.starts[0]).to(self.device))
 
-        def read(hidden_BTD: Tensor, mask_BT: Tensor | None, indices: list[int]) -> list[Tensor]:
-            scores_BTL = head(hidden_BTD, mask_BT).float()
-            return [scores_TL[places[index]] for scores_TL, index in zip(scores_BTL, indices, strict=True)]
+        def read(states_MD: Tensor, lengths_B: Tensor, indices: list[int]) -> list[Tensor]:
+            scores_ML = head(states_MD).float()
+            pieces = scores_ML.split(lengths_B.tolist())
+            return [scores_TL[places[index]] for scores_TL, index in zip(pieces, indices, strict=True)]
 
         return words, stitch(spans, self.reader.run(rows, read), len(words))
 
@@ -331,7 +363,9 @@ class TextEncoder:
         room -= len(asked)
         spans = windows(len(ids), room, min(OVERLAP, room // 2))
         rows = [self.wrapping.wrap(asked, ids[start:end]) for start, end in spans]
-        scores = self.reader.run(rows, lambda hidden_BTD, mask_BT, _: head(hidden_BTD, mask_BT).float())
+        scores = self.reader.run(
+            rows, lambda states_MD, lengths_B, _: head(states_MD).float().split(lengths_B.tolist())
+        )
         found = [
             best_span(scores_T2, row.starts[1], end - start, max_answer_tokens)
             for row, scores_T2, (start, end) in zip(rows, scores, spans, strict=True)

@@ -22,7 +22,7 @@ from hanmo.models.checkpoints.gguf import load_gguf, load_gguf_tokenizer
 from hanmo.models.checkpoints.huggingface import check_manifest, expects_bos, load_folder, read_config, read_object
 from hanmo.models.checkpoints.weights import LoadedModel, known_ids
 from hanmo.models.device import choose_device, set_threads
-from hanmo.models.transformer import Transformer, build
+from hanmo.models.transformer import Transformer, TransformerConfig, build
 from hanmo.text.tokenizer import Tokenizer
 
 RUNS = Path("runs")  # where `hanmo build` and `hanmo pretrain` put their runs
@@ -80,8 +80,8 @@ def load(
         name: what to load.
         device: "auto" (CUDA, else Apple's MPS, else the CPU), or "cpu", "cuda", "cuda:1", "mps".
         offline: never use the network; a catalog model must have been downloaded before.
-        precision: of the weights on a CPU: "fp32", "fp16", "int8", "int4"; None: as they are stored, and float32 where
-            they are stored as floats.
+        precision: of the weights on a CPU: "fp32", "fp16", "int8", and "int4" for models that write; None: as they are
+            stored, and float32 where they are stored as floats.
         engine: "native" (C++ for CPUs), "torch", or "auto": native where it can compute the model on this machine.
         draft: a smaller model with the same tokenizer, which guesses ahead; changes the speed and nothing else.
 
@@ -212,7 +212,7 @@ def load_file(path: Path, place: Place, name: str) -> Any:
 def load_transformer(loaded: LoadedModel, path: Path, place: Place, name: str) -> Any:
     """A transformer: a language model if it writes, else a reader of texts."""
     config = loaded.config
-    if config.lm and config.causal and config.head is None:
+    if writes(config):
         if config.encoder is None:
             return assemble(build_on(loaded, place.device), loaded, name=name, prefix=stored_prefix(path, loaded))
         from hanmo.text.wrapping import source_wrapping
@@ -224,7 +224,13 @@ def load_transformer(loaded: LoadedModel, path: Path, place: Place, name: str) -
         return assemble(network, loaded, name=name, prefix=prefix, suffix=suffix, start_ids=start_ids)
     from hanmo.inference.encoder import TextEncoder
 
-    return TextEncoder.from_loaded(loaded, build_on(loaded, place.device), path, name=name)
+    network, precision = build_on(loaded, place.device), place.precision or "fp32"
+    return TextEncoder.from_loaded(loaded, network, path, name=name, engine=place.engine, precision=precision)
+
+
+def writes(config: TransformerConfig) -> bool:
+    """Whether a network continues texts, or else reads them."""
+    return config.lm and config.causal and config.head is None
 
 
 def load_recurrent(path: Path, place: Place, name: str) -> Any:
@@ -406,8 +412,11 @@ def load_native(path: Path, place: Place, name: str) -> LanguageModel | None:
     from hanmo.inference.native.folder import is_quantized
 
     quantized, reason = path.is_dir() and is_quantized(path), place.reason_against_native()
-    if reason is None and path.is_dir() and not quantized:
-        reason = reason_against(read_config(read_object(path / "config.json"), path / "config.json"))
+    if path.is_dir() and not quantized:
+        config = read_config(read_object(path / "config.json"), path / "config.json")
+        if not writes(config):
+            return None  # the reader of texts has its own way to the native engine
+        reason = reason or reason_against(config)
     if reason is None:
         from hanmo.inference.native.network import NativeNetwork
         from hanmo.inference.native.opening import open_native

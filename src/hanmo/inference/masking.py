@@ -102,9 +102,9 @@ def states_at(encoder: TextEncoder, ids: list[int], places: Sequence[int], mask_
         rows.append(encoder.wrapping.wrap(window))
         inner.append(place - start + rows[-1].starts[0])
 
-    def read(hidden_BTD: Tensor, _: Tensor | None, indices: list[int]) -> Tensor:
-        at_B = torch.tensor([inner[index] for index in indices], device=hidden_BTD.device)
-        return hidden_BTD[torch.arange(len(indices), device=hidden_BTD.device), at_B]
+    def read(states_MD: Tensor, lengths_B: Tensor, indices: list[int]) -> Tensor:
+        at_B = torch.tensor([inner[index] for index in indices], device=states_MD.device)
+        return states_MD[lengths_B.cumsum(0) - lengths_B + at_B]
 
     return torch.stack(encoder.reader.run(rows, read)).to(encoder.device)
 

@@ -1,6 +1,6 @@
 """How the hidden states of a text become one vector: the settings that sentence-transformers keeps beside a model.
 
-Letters in names: B texts, T tokens, D hidden size.
+Letters in names: B texts, T tokens of the longest, M tokens of all texts, D hidden size.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class Pooling:
         """One vector per text, ``[B, D * len(modes)]``."""
         return torch.cat([pool_as(mode, hidden_BTD, mask_BT) for mode in self.modes], dim=1)
 
+    def flat(self, states_MD: Tensor, lengths_B: Tensor) -> Tensor:
+        """The same of texts that stand one after the other, unpadded."""
+        return torch.cat([pool_flat(mode, states_MD, lengths_B) for mode in self.modes], dim=1)
+
 
 def pool_as(mode: str, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """One vector per text, ``[B, D]``, by one of the MODES."""
@@ -57,6 +61,26 @@ def pool_as(mode: str, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         weights_BT1 = weights_BT1 * weights_BT1.cumsum(1)
         return (hidden_BTD * weights_BT1).sum(1) / weights_BT1.sum(1)
     return pool(hidden_BTD, mask_BT, mode)
+
+
+def pool_flat(mode: str, states_MD: Tensor, lengths_B: Tensor) -> Tensor:
+    """One vector per text, ``[B, D]``, by one of the MODES: of texts of at least one token, one after the other."""
+    ends_B = lengths_B.cumsum(0)
+    if mode in ("first", "last"):
+        return states_MD[ends_B - lengths_B if mode == "first" else ends_B - 1]
+    B, D = len(lengths_B), states_MD.size(1)
+    owners_M = torch.repeat_interleave(torch.arange(B, device=states_MD.device), lengths_B)
+    if mode == "max":
+        lowest_BD = states_MD.new_full((B, D), -math.inf)
+        return lowest_BD.scatter_reduce_(0, owners_M.unsqueeze(1).expand(-1, D), states_MD, "amax")
+    sizes_B1 = lengths_B.to(states_MD.dtype).unsqueeze(1)
+    if mode == "weighted_mean":
+        places_M = torch.arange(len(states_MD), device=states_MD.device) - (ends_B - lengths_B)[owners_M] + 1
+        states_MD = states_MD * places_M.to(states_MD.dtype).unsqueeze(1)
+    sums_BD = states_MD.new_zeros(B, D).index_add_(0, owners_M, states_MD)
+    if mode == "weighted_mean":
+        return sums_BD / (sizes_B1 * (sizes_B1 + 1) / 2)
+    return sums_BD / (sizes_B1.sqrt() if mode == "mean_sqrt" else sizes_B1)
 
 
 def read_pooling(folder: Path) -> Pooling:

@@ -346,13 +346,26 @@ class Tokenizer:
 
     def _encode_group(self, texts: Sequence[str]) -> list[IdArray]:
         """Encode on the fast path, and with ``tokenizers`` what it cannot take."""
+        if isinstance(self._fast, str):
+            return self._encode_together(texts)
         try:
-            found = [None] * len(texts) if isinstance(self._fast, str) else self._fast.encode_group(texts)
+            found = self._fast.encode_group(texts)
         except UnicodeEncodeError:
             for text in texts:
                 require_utf8(text)
             raise
         return [self._encode_slowly(text) if ids is None else ids for text, ids in zip(texts, found, strict=True)]
+
+    def _encode_together(self, texts: Sequence[str]) -> list[IdArray]:
+        """Encode with ``tokenizers``, which takes a fifth of the time for many texts at once and uses all threads."""
+        for text in texts:
+            require_utf8(text)
+        os.environ.setdefault("RAYON_NUM_THREADS", str(default_threads()))  # read when the library starts its threads
+        try:
+            found = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception:  # the library raises plain Exception and does not say for which text
+            return [self._encode_slowly(text) for text in texts]
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in found]
 
     def _encode_slowly(self, text: str) -> IdArray:
         require_utf8(text)

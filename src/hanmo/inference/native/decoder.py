@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +22,6 @@ from hanmo.errors import ModelError, UsageError, nearest
 from hanmo.inference.native.adapters import Changes, changes_of_folder, joined_changes
 from hanmo.inference.native.layout import (
     GROUP,
-    KINDS,
     PANEL,
     Matrix,
     Packed,
@@ -39,8 +35,8 @@ from hanmo.inference.native.layout import (
     with_rows,
 )
 from hanmo.inference.native.library import call
-from hanmo.inference.native.quantize import alike, quantize_int4, quantize_int8
-from hanmo.models.positions import rotary_frequencies, rotary_magnitude
+from hanmo.inference.native.model import ACTIVATIONS, LAYER_VECTORS, NativeModel, Parts, bytes_of
+from hanmo.inference.native.quantize import alike, quantize_int4, quantize_int8, quantize_int8_wide
 from hanmo.models.transformer import Transformer, TransformerConfig, shapes_of
 from hanmo.text.tokenizer import Tokenizer
 
@@ -48,30 +44,6 @@ PAGE = 32  # positions of a page of the cache, as in src/attention.h
 ROWS = 512  # tokens of one call at most
 CACHES = {"int8": 1, "fp16": 2, "fp32": 4}  # bytes of a number in the cache
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4}
-
-# What a layer and the network hold, by the numbers of src/model.h; a part's name is that of its place in the network.
-LAYER_MATRICES = ("qkv", "output", "gate_up", "down")
-MATRICES = ("embedding", "head")  # numbered on from those of a layer
-LAYER_VECTORS = (
-    "input_layernorm.weight",
-    "input_layernorm.bias",
-    "post_attention_layernorm.weight",
-    "post_attention_layernorm.bias",
-    "attention_output_norm.weight",
-    "attention_output_norm.bias",
-    "mlp_output_norm.weight",
-    "mlp_output_norm.bias",
-    "self_attn.q_norm.weight",
-    "self_attn.k_norm.weight",
-    "qkv.bias",
-    "output.bias",
-    "gate_up.bias",
-    "down.bias",
-)
-VECTORS = ("norm.weight", "norm.bias", "head.bias", "positions")  # numbered on from those of a layer
-
-Parts = dict[str, Packed | Tensor]  # matrices and vectors by name, as the engine wants them
 
 
 @dataclass(frozen=True)
@@ -94,16 +66,6 @@ class LoadedParts:
     def weight_bytes(self) -> int:
         """Memory of the weights, bytes."""
         return bytes_of(self.parts)
-
-
-def bytes_of(parts: Parts) -> int:
-    """Memory of weights, bytes."""
-    tensors = [
-        tensor
-        for part in parts.values()
-        for tensor in ((part.values, part.scales) if isinstance(part, Packed) else (part,))
-    ]
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def reason_against(config: TransformerConfig) -> str | None:
@@ -260,25 +222,32 @@ def layer_parts(
     return parts
 
 
+QUANTIZERS: dict[str, Callable[[Tensor], Quantized]] = {
+    "int8": quantize_int8,
+    "int8-wide": quantize_int8_wide,
+    "int4": quantize_int4,
+}
+
+
 def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tensor] = as_it_is) -> Packed:
     """A matrix in the engine's layout.
 
     Args:
-        precision: None: as it is (float32, half precision, or quantised). "fp32", "fp16": floats. "int8", "int4": so
-            many bits; what has as many already is left as it is.
+        precision: None: as it is (float32, half precision, or quantised). "fp32", "fp16": floats. "int8", "int8-wide",
+            "int4": so many bits; what has as many already is left as it is.
 
     Raises:
         ModelError: a weight is beyond the range of half precision, or no number.
     """
     if precision in ("fp32", "fp16"):
         result = pack_floats(given if isinstance(given, Tensor) else given.dequantize(), precision)
-    elif isinstance(given, Quantized) and (precision is None or given.kind.startswith(precision)):
+    elif isinstance(given, Quantized) and (precision is None or given.kind.startswith(precision.partition("-")[0])):
         result = pack(given)
     elif isinstance(given, Tensor) and precision is None:
         result = pack_floats(given, "fp16" if given.dtype == torch.float16 else "fp32")
     else:
         floats = given if isinstance(given, Tensor) else given.dequantize()
-        result = pack(quantize_int8(floats) if precision == "int8" else quantize_int4(floats))
+        result = pack(QUANTIZERS[str(precision)](floats))
     numbers = result.scales if result.scales.numel() else result.values
     if numbers.dtype == torch.float16 and not all_finite(numbers):
         raise ModelError(
@@ -289,8 +258,8 @@ def packed(given: Matrix, precision: str | None, place: Callable[[Tensor], Tenso
     return replace(result, values=place(result.values), scales=place(result.scales))
 
 
-class NativeDecoder:
-    """A decoder in the native engine.
+class NativeDecoder(NativeModel):
+    """A decoder in the native engine; errors of :class:`~hanmo.inference.native.model.NativeModel`.
 
     Args:
         config: its shape.
@@ -299,10 +268,6 @@ class NativeDecoder:
         rows: tokens of one call at most; decides the memory of activations.
         cache: how keys and values are kept, "fp32", "fp16" or "int8" (with a scale per 32 numbers); default: fp32 where
             the weights are, else fp16.
-
-    Raises:
-        ModelError: parts that are missing or do not fit the shape.
-        ResourceError: too little memory, or no native engine on this machine.
     """
 
     def __init__(
@@ -314,12 +279,6 @@ class NativeDecoder:
         rows: int = ROWS,
         cache: str | None = None,
     ) -> None:
-        self.config, self.parts, self.rows = config, parts, rows
-        self.threads = threads or torch.get_num_threads()
-        self.handle = ctypes.c_void_p()
-        self.lock = threading.Lock()  # one call at a time: they share the memory of activations
-        self.adapters: dict[int, list[Packed]] = {}  # the engine reads their matrices where they lie
-        DECODERS.add(self)
         embedding = parts["embedding"]
         assert isinstance(embedding, Packed)
         self.cache = cache or ("fp32" if embedding.kind == "fp32" else "fp16")
@@ -329,57 +288,9 @@ class NativeDecoder:
                 fix=nearest(self.cache, CACHES),
                 zh=f"键值缓存没有 '{self.cache}' 这种格式。{nearest(self.cache, CACHES)}",
             )
+        self.adapters: dict[int, list[Packed]] = {}  # the engine reads their matrices where they lie
         self.width = -(-config.vocab_size // PANEL) * PANEL
-        call("model_new", *shape_of(config, rows), self.threads, ctypes.byref(self.handle))
-        try:
-            for layer in range(config.num_layers):
-                for number, name in enumerate(LAYER_MATRICES):
-                    self.put_matrix(layer, number, parts.get(f"layers.{layer}.{name}"))
-                for number, name in enumerate(LAYER_VECTORS):
-                    self.put_vector(layer, number, parts.get(f"layers.{layer}.{name}"))
-                call("model_sliding", self.handle, layer, config.slides(layer))
-            self.put_matrix(-1, len(LAYER_MATRICES), embedding)
-            self.put_matrix(-1, len(LAYER_MATRICES) + 1, parts.get("head", embedding))
-            for number, name in enumerate(VECTORS):
-                self.put_vector(-1, len(LAYER_VECTORS) + number, parts.get(name))
-            self.put_rotary()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Give the memory back; the decoder cannot be used any more."""
-        with self.lock:
-            handle, self.handle = self.handle, ctypes.c_void_p()
-            if handle:
-                call("model_free", handle)
-
-    def __del__(self) -> None:
-        if getattr(self, "handle", None):
-            self.close()
-
-    def put_matrix(self, layer: int, number: int, part: Packed | Tensor | None) -> None:
-        if not isinstance(part, Packed):  # the engine names what is missing when it is to compute
-            return
-        sizes = (part.values.numel() * part.values.element_size(), part.scales.numel() * part.scales.element_size())
-        call(
-            "model_matrix",
-            *(self.handle, layer, number, KINDS[part.kind], part.outputs, part.inputs),
-            *(part.values, sizes[0], part.scales, sizes[1]),
-        )
-
-    def put_vector(self, layer: int, number: int, part: Packed | Tensor | None) -> None:
-        if isinstance(part, Tensor):
-            call("model_vector", self.handle, layer, number, part.float().contiguous(), part.numel())
-
-    def put_rotary(self) -> None:
-        config = self.config
-        for local in (False, True):
-            frequencies = rotary_frequencies(config, local=local) if config.positions == "rotary" else torch.empty(0)
-            plain = bool(local and config.rope_local_theta) or not config.rope_scaling
-            magnitude = 1.0 if plain else rotary_magnitude(config)
-            if frequencies.numel():
-                call("model_rotary", self.handle, local, frequencies.float(), frequencies.numel(), float(magnitude))
+        super().__init__(config, parts, threads, rows)
 
     def add_adapter(self, adapter: str | Path | Changes, base: str = "") -> int:
         """Take an adapter in; which rows of a call it changes is said with each call.
@@ -424,48 +335,12 @@ class NativeDecoder:
             del self.adapters[number]
 
     @property
-    def kinds(self) -> list[str]:
-        """The kinds of weights that its matrices have."""
-        return sorted({part.kind for part in self.parts.values() if isinstance(part, Packed)})
-
-    @property
-    def weight_bytes(self) -> int:
-        """Memory of the weights, bytes."""
-        return bytes_of(self.parts)
-
-    @property
     def page_bytes(self) -> int:
         """Memory of the keys and values of one page, bytes."""
         config = self.config
         filled_head = -(-config.head_dim // GROUP) * GROUP
         scales = filled_head // GROUP * 2 if self.cache == "int8" else 0
         return config.num_layers * config.num_kv_heads * 2 * PAGE * (filled_head * CACHES[self.cache] + scales)
-
-
-# A lock that another thread holds while the process forks would never be given back in the child.
-DECODERS: weakref.WeakSet[NativeDecoder] = weakref.WeakSet()
-
-
-def renew_locks() -> None:
-    """What a child does first."""
-    for decoder in DECODERS:
-        decoder.lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=renew_locks)
-
-
-def shape_of(config: TransformerConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The whole numbers and the floats of ``Shape`` in src/model.h."""
-    rotated = (config.rotary_dim or config.head_dim) if config.positions == "rotary" else 0
-    sizes = (
-        *(config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim),
-        *(config.intermediate_size, config.vocab_size, config.max_position_embeddings, rotated),
-        *(ACTIVATIONS[config.activation], config.gated, config.norm == "layer", config.sliding_window or 0, rows),
-    )
-    scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
-    caps = (config.attention_softcap or 0.0, config.logit_softcap or 0.0)
-    return np.array(sizes, np.int64), np.array([config.norm_eps, config.embedding_scale, scale, *caps], np.float32)
 
 
 def numbers(values: Sequence[int]) -> NDArray[np.int32]:

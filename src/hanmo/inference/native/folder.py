@@ -23,9 +23,10 @@ from torch import Tensor
 
 from hanmo.errors import ModelError
 from hanmo.folder import MANIFEST, atomic_folder, listed_files, read_manifest, write_json
-from hanmo.inference.native.decoder import LoadedParts, Parts, reason_against, sizes_of_parts
+from hanmo.inference.native.decoder import LoadedParts, reason_against, sizes_of_parts
 from hanmo.inference.native.layout import KINDS, Packed, all_finite, shapes_of_packed
 from hanmo.inference.native.memory import ALIGNMENT, Arena, without_collection
+from hanmo.inference.native.model import Parts
 from hanmo.models.architectures import write_config
 from hanmo.models.checkpoints.huggingface import check_manifest, read_config, read_generation, read_object
 from hanmo.models.checkpoints.save import default_card, generation_entries

@@ -17,9 +17,10 @@ from torch import Tensor
 from hanmo.errors import ModelError
 
 PANEL, GROUP, STEP = 16, 32, 4
-KINDS = {"fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "int4-minimum": 4}  # as in src/matrix.h
+WIDE = 4  # groups that share a scale in "int8-wide"
+KINDS = {"fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "int4-minimum": 4, "int8-wide": 5}  # as in src/matrix.h
 FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
-OFFSETS = {"int8": 128, "int4": 8, "int4-minimum": 0}
+OFFSETS = {"int8": 128, "int8-wide": 128, "int4": 8, "int4-minimum": 0}
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Quantized:
     """A matrix as integers; a weight is ``scale * (integer - offset) + minimum``.
 
     Attributes:
-        kind: "int8", "int4" or "int4-minimum".
+        kind: "int8", "int8-wide", "int4" or "int4-minimum".
         integers_NGI: uint8 ``[N, G, 32]``, offset included: 1 to 255, or 0 to 15.
-        scales_NG, minima_NG: float16.
+        scales_NG, minima_NG: float16; with "int8-wide" a scale for every four groups, the last of which may be fewer.
     """
 
     kind: str
@@ -46,7 +47,10 @@ class Quantized:
 
     def dequantize(self) -> Tensor:
         """The weights, float32 ``[N, K]``."""
-        weights = (self.integers_NGI.float() - OFFSETS[self.kind]) * self.scales_NG.float().unsqueeze(-1)
+        scales_NG = self.scales_NG.float()
+        if self.kind == "int8-wide":
+            scales_NG = scales_NG.repeat_interleave(WIDE, 1)[:, : self.integers_NGI.size(1)]
+        weights = (self.integers_NGI.float() - OFFSETS[self.kind]) * scales_NG.unsqueeze(-1)
         if self.minima_NG is not None:
             weights = weights + self.minima_NG.float().unsqueeze(-1)
         return weights.flatten(1)[:, : self.size[1]]
@@ -144,7 +148,7 @@ def pack(matrix: Quantized) -> Packed:
     (N, K), P = matrix.size, panels_of(matrix.size[0])
     q = filled(matrix.integers_NGI, P * PANEL, OFFSETS[matrix.kind]).contiguous().view(torch.int32)  # a step each
     steps = q.view(P, PANEL, -(-K // GROUP), GROUP // STEP).permute(0, 2, 3, 1)
-    if matrix.kind != "int8":
+    if matrix.kind not in ("int8", "int8-wide"):
         steps = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
     values = steps.contiguous().unsqueeze(-1).view(torch.uint8)
     scales = panel_scales(matrix.scales_NG, P)
@@ -158,7 +162,12 @@ def shapes_of_packed(kind: str, outputs: int, inputs: int) -> dict[str, tuple[to
     P, G = panels_of(outputs), -(-inputs // GROUP)
     if kind in FLOAT_TYPES:
         return {"values": (FLOAT_TYPES[kind], (P, inputs, PANEL))}
-    steps = GROUP // STEP // (1 if kind == "int8" else 2)
+    steps = GROUP // STEP // (1 if kind in ("int8", "int8-wide") else 2)
+    if kind == "int8-wide":
+        return {
+            "values": (torch.uint8, (P, G, steps, PANEL, STEP)),
+            "scales": (torch.float16, (P, -(-G // WIDE), PANEL)),
+        }
     scales = (P, G, 2, PANEL) if kind == "int4-minimum" else (P, G, PANEL)
     return {"values": (torch.uint8, (P, G, steps, PANEL, STEP)), "scales": (torch.float16, scales)}
 
@@ -183,12 +192,12 @@ def unpack(packed: Packed) -> Tensor:
     if packed.kind in ("fp32", "fp16"):
         return packed.values.float().transpose(1, 2).reshape(-1, K)[:N]
     values, scales, minima = packed.values, packed.scales, None
-    if packed.kind != "int8":
+    if packed.kind not in ("int8", "int8-wide"):
         values = torch.stack([values & 15, values >> 4], dim=3).flatten(2, 3)
     if packed.kind == "int4-minimum":
         scales, minima = packed.scales[:, :, 0], packed.scales[:, :, 1]
-    P, G = scales.shape[:2]
+    P, G = values.shape[:2]
     q = values.view(P, G, GROUP // STEP, PANEL, STEP).permute(0, 3, 1, 2, 4).reshape(P * PANEL, G, GROUP)
-    back = [None if s is None else s.transpose(1, 2).reshape(P * PANEL, G)[:N] for s in (scales, minima)]
+    back = [None if s is None else s.transpose(1, 2).reshape(P * PANEL, -1)[:N] for s in (scales, minima)]
     assert back[0] is not None
     return Quantized(packed.kind, q[:N], back[0], back[1]).dequantize()[:, :K]

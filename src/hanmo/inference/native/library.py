@@ -14,7 +14,7 @@ from torch import Tensor
 from hanmo.errors import ModelError, ResourceError
 from hanmo.models.kernels import native
 
-ABI = 2
+ABI = 3
 LEVELS = {
     "avx512": native.LEVELS["avx512"],
     "avxvnni": native.LEVELS["avx2"] | {"avx_vnni"},
@@ -39,6 +39,7 @@ COMPLAINTS = (  # by number, as in src/api.cpp
     ("an address is not aligned to the numbers it holds", "地址未按数值大小对齐"),
     ("a page that is written belongs to two places", "被写入的页属于两处"),
     ("there is no adapter of that number", "没有这个编号的适配器"),
+    ("a token belongs to a segment that the network does not have", "词元所属的段在网络中不存在"),
 )
 OUT_OF_MEMORY = 4
 

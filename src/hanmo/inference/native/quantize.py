@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hanmo.inference.native.layout import GROUP, OFFSETS, Matrix, Quantized
+from hanmo.inference.native.layout import GROUP, OFFSETS, WIDE, Matrix, Quantized
 
 
 def groups_of(weights_NK: Tensor) -> Tensor:
@@ -27,6 +27,17 @@ def quantize_int8(weights_NK: Tensor) -> Quantized:
     factor = torch.where(scales > 0, 1 / scales.float(), 0).unsqueeze(-1)
     integers = (groups * factor).round_().clamp_(-127, 127).add_(OFFSETS["int8"])
     return Quantized("int8", integers.to(torch.uint8), scales, inputs=weights_NK.size(1))
+
+
+def quantize_int8_wide(weights_NK: Tensor) -> Quantized:
+    """As :func:`quantize_int8`, with one scale for four groups: faster products, for networks that need no more."""
+    groups = groups_of(weights_NK)
+    N, G, _ = groups.shape
+    largest_NG = torch.nn.functional.pad(torch.maximum(groups.amax(-1), -groups.amin(-1)), (0, -G % WIDE))
+    scales = (largest_NG.view(N, -1, WIDE).amax(-1) / 127).half()
+    factor = torch.where(scales > 0, 1 / scales.float(), 0).repeat_interleave(WIDE, 1)[:, :G].unsqueeze(-1)
+    integers = (groups * factor).round_().clamp_(-127, 127).add_(OFFSETS["int8-wide"])
+    return Quantized("int8-wide", integers.to(torch.uint8), scales, inputs=weights_NK.size(1))
 
 
 def quantize_int4(weights_NK: Tensor, importance_K: Tensor | None = None, *, rounds: int = 12) -> Quantized:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hanmo.inference.native.decoder import LAYER_VECTORS, LoadedParts, Parts, norm_offset
+from hanmo.inference.native.decoder import LoadedParts, norm_offset
 from hanmo.inference.native.layout import PANEL, Packed, unpack
+from hanmo.inference.native.model import LAYER_VECTORS, Parts
 from hanmo.models.checkpoints.weights import LoadedModel
 from hanmo.models.transformer import TransformerConfig
 

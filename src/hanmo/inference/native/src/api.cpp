@@ -3,7 +3,7 @@
 #include <cmath>
 #include <exception>
 
-#include "model.h"
+#include "encoder.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -13,12 +13,13 @@ using namespace hanmo::native;
 
 enum Complaint : int64_t {
   kFine = 0, kBadShape, kBadName, kBadSize, kNoMemory, kIncomplete, kBadCount, kBadToken, kBadPosition, kBadPage,
-  kBadOrder, kNoPointer, kNotFinite, kMisaligned, kSharedPage, kBadAdapter,
+  kBadOrder, kNoPointer, kNotFinite, kMisaligned, kSharedPage, kBadAdapter, kBadType,
 };
 
-constexpr int64_t kAbi = 2;                     // library.py; changes with the functions below
+constexpr int64_t kAbi = 3;                     // library.py; changes with the functions below
 constexpr int64_t kLargest = int64_t{1} << 31;  // no size of a model or batch comes near
 constexpr int64_t kMostMemory = int64_t{1} << 46, kMostAdapters = 1 << 12, kMostRanks = 1 << 16;
+constexpr int64_t kMostTokens = 1 << 20;        // of the texts of one call of an encoder
 
 bool within(int64_t value, int64_t least, int64_t most = kLargest) { return value >= least && value <= most; }
 
@@ -84,16 +85,25 @@ int64_t expected_length(const Shape& s, int64_t name) {
   }
 }
 
-bool complete(const Model& m) {
-  for (const Layer& layer : m.layers) {
+// What decoders and encoders must have.
+bool has_weights(const Model& m) {
+  for (const Layer& layer : m.layers)
     for (const Matrix& matrix : layer.matrices)
       if (!matrix.values) return false;
-    if (layer.vectors[kAttentionNorm].empty() || layer.vectors[kMlpNorm].empty()) return false;
-  }
   if (m.shape.rotary_size == 0 && m.vectors[kPositions].empty()) return false;
   for (const Rotary& rotary : m.rotary)
     if (rotary.frequencies.size() != m.shape.rotary_size / 2) return false;
-  return m.embedding.values && m.head.values && !m.vectors[kFinalNorm].empty();
+  return m.embedding.values;
+}
+
+// A decoder, whose matrices have scales group by group.
+bool complete(const Model& m) {
+  for (const Layer& layer : m.layers)
+    for (const Matrix& matrix : layer.matrices)
+      if (matrix.wide()) return false;
+  for (const Layer& layer : m.layers)
+    if (layer.vectors[kAttentionNorm].empty() || layer.vectors[kMlpNorm].empty()) return false;
+  return has_weights(m) && m.head.values && !m.head.wide() && !m.vectors[kFinalNorm].empty();
 }
 
 }  // namespace
@@ -128,7 +138,7 @@ EXPORT int64_t hanmo_model_matrix(Model* model, int64_t layer, int64_t name, int
                                   int64_t inputs, const void* values, int64_t value_bytes, const void* scales,
                                   int64_t scale_bytes) {
   if (!model || !values) return kNoPointer;
-  if (!within(name, 0, kMatrixNames - 1) || !within(kind, 0, kInt4Minimum)) return kBadName;
+  if (!within(name, 0, kMatrixNames - 1) || !within(kind, 0, kInt8Wide)) return kBadName;
   if ((name >= kEmbedding) != (layer == -1) || (layer != -1 && !within(layer, 0, model->shape.layers - 1))) return kBadName;
   int64_t want_outputs, want_inputs;
   expected_size(model->shape, name, want_outputs, want_inputs);
@@ -328,6 +338,49 @@ EXPORT int64_t hanmo_forward(Model* model, Cache* cache, int64_t count, const in
   if (const Complaint complaint = check_pages(*cache, rows)) return complaint;
   return guarded([&] {
     forward(*model, *cache, rows);
+    return kFine;
+  });
+}
+
+// The embeddings of an encoder's segments, [type][hidden]; none where there are no segments.
+EXPORT int64_t hanmo_model_types(Model* model, const float* values, int64_t types) {
+  if (!model || !values) return kNoPointer;
+  if (!within(types, 1, 1 << 16)) return kBadCount;
+  const int64_t count = types * model->shape.hidden;
+  if (!aligned(values, 4)) return kMisaligned;
+  if (!finite(values, count)) return kNotFinite;
+  return guarded([&] {
+    Vector copy;
+    copy.resize(count);
+    std::copy(values, values + count, copy.data());
+    model->types = std::move(copy);
+    model->type_count = types;
+    return kFine;
+  });
+}
+
+// States of all tokens of `count` texts, one text after the other. types: null where all are zero.
+EXPORT int64_t hanmo_encode(Model* model, int64_t count, const int32_t* lengths, int64_t total, const int32_t* tokens,
+                            const int32_t* types, float* states) {
+  if (!model || !lengths || !tokens || !states) return kNoPointer;
+  for (const void* address : {lengths, tokens, types})
+    if (!aligned(address, 4)) return kMisaligned;
+  if (!aligned(states, 4)) return kMisaligned;
+  if (!has_weights(*model)) return kIncomplete;
+  const Shape& s = model->shape;
+  if (!within(total, 1, kMostTokens) || !within(count, 1, total)) return kBadCount;
+  int64_t sum = 0;
+  for (int64_t text = 0; text < count; text++) {
+    if (!within(lengths[text], 1, s.context)) return kBadPosition;
+    sum += lengths[text];
+  }
+  if (sum != total) return kBadCount;
+  for (int64_t row = 0; row < total; row++) {
+    if (!within(tokens[row], 0, s.vocabulary - 1)) return kBadToken;
+    if (types && !within(types[row], 0, std::max<int64_t>(model->type_count, 1) - 1)) return kBadType;
+  }
+  return guarded([&] {
+    encode(*model, Texts{count, lengths, tokens, types, states});
     return kFine;
   });
 }

@@ -54,24 +54,26 @@ INLINE Floats gelu_tanh(Floats x) {
   const Floats cube = x * x * x;
   return x * all(0.5f) * (all(1.0f) + tanh(all(0.7978845608f) * fma(cube, all(0.044715f), x)));
 }
-// Phi(x) by the same fit as in models/kernels/src/vector_math.h: the tail as bell times a polynomial in 1/(1 + 0.35 |x|).
+// x Phi(x) as max(x, 0) - |x| Phi(-|x|), the second by a least-maximum-error polynomial; good to 4e-7 absolute.
 INLINE Floats gelu(Floats x) {
-  const Floats size = smaller(magnitude(x), all(13.2f));
-  const Floats bell = exp(size * size * all(-0.5f));
-  const Floats t = all(1.0f) / fma(all(0.35f), size, all(1.0f));
-  Floats ratio = all(-0.0291093271f);
-  ratio = fma(ratio, t, all(0.1437901258f));
-  ratio = fma(ratio, t, all(-0.2553311288f));
-  ratio = fma(ratio, t, all(0.1587263048f));
-  ratio = fma(ratio, t, all(-0.0227936041f));
-  ratio = fma(ratio, t, all(0.1053703502f));
-  ratio = fma(ratio, t, all(0.1198688149f));
-  ratio = fma(ratio, t, all(0.1398567408f));
-  ratio = fma(ratio, t, all(0.1396217048f));
-  const Floats tail = ratio * t * bell, rest = all(1.0f) - tail;
-  Floats out;
-  UNROLL EACH out.at[i] = x.at[i] * (x.at[i] < 0.0f ? tail.at[i] : rest.at[i]);
-  return out;
+  const Floats size = smaller(magnitude(x), all(5.5f)), t = fma(size, all(0.363636374f), all(-1.0f));
+  Floats p = all(0.0055805626f);
+  p = fma(p, t, all(-0.0053275907f));
+  p = fma(p, t, all(-0.0301311333f));
+  p = fma(p, t, all(0.0435079262f));
+  p = fma(p, t, all(0.0490752049f));
+  p = fma(p, t, all(-0.1332054287f));
+  p = fma(p, t, all(0.0349251479f));
+  p = fma(p, t, all(0.1630588472f));
+  p = fma(p, t, all(-0.2184348106f));
+  p = fma(p, t, all(0.0513972230f));
+  p = fma(p, t, all(0.1771654040f));
+  p = fma(p, t, all(-0.2718897462f));
+  p = fma(p, t, all(0.2068080455f));
+  p = fma(p, t, all(-0.0945579335f));
+  p = fma(p, t, all(0.0250080619f));
+  p = fma(p, t, all(-0.0029797743f));
+  return fma(size, p, larger(all(0.0f), x));  // in this order NaN stays NaN
 }
 INLINE Floats activate(Floats x, int64_t kind) {
   switch (kind) {

@@ -124,19 +124,16 @@ inline void score(Cache& cache, int64_t layer, int64_t head, const int32_t* tabl
 
 // Scores to weights that are not divided by their sum yet; returns that sum. Positions outside [begin, end) get zero.
 inline float soften(float* scores, int64_t begin, int64_t end, int64_t count) {
-  for (int64_t i = 0; i < begin; i++) scores[i] = kMasked;
-  for (int64_t i = end; i < count; i++) scores[i] = kMasked;
   Floats top = all(kMasked);
-  for (int64_t i = 0; i < count; i += kPanel) top = larger(load(scores + i), top);  // passes over what is no number
+  for (int64_t i = 0; i < count; i += kPanel) top = larger(keep(load(scores + i), begin - i, end - i, kMasked), top);
   const Floats greatest = all(largest(top) * kLog2E), base = all(kLog2E);
   Floats total = all(0.0f);
   for (int64_t i = 0; i < count; i += kPanel) {
-    const Floats weight = exp2(fma(load(scores + i), base, all(0.0f) - greatest));
-    store(scores + i, weight);
+    const Floats weight = exp2(fma(keep(load(scores + i), begin - i, end - i, kMasked), base, all(0.0f) - greatest));
+    const Floats kept = keep(weight, begin - i, end - i, 0.0f);
+    store(scores + i, kept);
+    total = total + kept;
   }
-  for (int64_t i = 0; i < begin; i++) scores[i] = 0;
-  for (int64_t i = end; i < count; i++) scores[i] = 0;
-  for (int64_t i = 0; i < count; i += kPanel) total = total + load(scores + i);
   return sum(total);
 }
 

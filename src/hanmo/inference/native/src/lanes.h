@@ -90,13 +90,37 @@ INLINE Floats operator/(Floats a, Floats b) {
   UNROLL EACH a.at[i] /= b.at[i];
   return a;
 }
-INLINE Floats larger(Floats a, Floats b) {
+INLINE Floats larger(Floats a, Floats b) {  // a > b ? a : b, also of NaN
+#if defined(__AVX512F__)
+  a.at[0] = (lanes)_mm512_max_ps((__m512)a.at[0], (__m512)b.at[0]);
+#elif defined(__AVX2__)
+  UNROLL EACH a.at[i] = (lanes)_mm256_max_ps((__m256)a.at[i], (__m256)b.at[i]);
+#else
   UNROLL EACH a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
+#endif
   return a;
 }
-INLINE Floats smaller(Floats a, Floats b) {
+INLINE Floats smaller(Floats a, Floats b) {  // a < b ? a : b, also of NaN
+#if defined(__AVX512F__)
+  a.at[0] = (lanes)_mm512_min_ps((__m512)a.at[0], (__m512)b.at[0]);
+#elif defined(__AVX2__)
+  UNROLL EACH a.at[i] = (lanes)_mm256_min_ps((__m256)a.at[i], (__m256)b.at[i]);
+#else
   UNROLL EACH a.at[i] = a.at[i] < b.at[i] ? a.at[i] : b.at[i];
+#endif
   return a;
+}
+// The lanes from `first` to before `last`; in the others another number. (Not by single numbers in memory: a load must
+// not have to wait for small stores into it.)
+INLINE Floats keep(Floats v, int64_t first, int64_t last, float other) {
+  if (first <= 0 && last >= kPanel) return v;
+  UNROLL EACH {
+    ilanes place;
+    for (int j = 0; j < kLanes; j++) place[j] = i * kLanes + j;
+    const ilanes kept = (place >= static_cast<int32_t>(first)) & (place < static_cast<int32_t>(last));
+    v.at[i] = kept ? v.at[i] : lanes{} + other;
+  }
+  return v;
 }
 INLINE Floats magnitude(Floats a) {
   UNROLL EACH a.at[i] = reinterpret_cast<lanes>(reinterpret_cast<ilanes>(a.at[i]) & 0x7fffffff);
@@ -117,14 +141,33 @@ INLINE Floats fma(Floats a, Floats b, Floats c) {
   UNROLL EACH a.at[i] = fma_lanes(a.at[i], b.at[i], c.at[i]);
   return a;
 }
-INLINE float sum(Floats v) {
+INLINE float sum(Floats v) {  // halves added to each other, on every machine
+#if defined(__AVX512F__)
+  const __m512 all16 = (__m512)v.at[0];
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(all16), _mm512_extractf32x8_ps(all16, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#endif
   float out[kPanel];
   store(out, v);
   UNROLL for (int half = kPanel / 2; half; half /= 2)
     for (int i = 0; i < half; i++) out[i] += out[i + half];
   return out[0];
 }
+INLINE int32_t sum_of(Ints v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)v.at[0]);
+#endif
+  int32_t out[kPanel], total = 0;
+  std::memcpy(out, &v, sizeof out);
+  for (int32_t part : out) total += part;
+  return total;
+}
 INLINE float largest(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v.at[0]);
+#endif
   float out[kPanel];
   store(out, v);
   UNROLL for (int half = kPanel / 2; half; half /= 2)
@@ -148,6 +191,17 @@ INLINE Ints nearest(Floats v) {  // ties to even; of numbers that fit
   EACH for (int j = 0; j < kLanes; j++) out.at[i][j] = static_cast<int32_t>(std::nearbyintf(v.at[i][j]));
 #endif
   return out;
+}
+
+// Integers from -128 to 127 as bytes.
+INLINE void store_signed(int8_t* p, Ints v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v.at[0]));
+#else
+  int32_t out[kPanel];
+  std::memcpy(out, &v, sizeof out);
+  for (int i = 0; i < kPanel; i++) p[i] = static_cast<int8_t>(out[i]);
+#endif
 }
 
 // Half precision in memory.

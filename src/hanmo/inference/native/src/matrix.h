@@ -8,6 +8,8 @@
 //            low half of a byte, the second's in the high half
 //   scales   [panel][group][output 16] in half precision; with a minimum per group, [panel][group][2][output 16]:
 //            scales, then minima
+//   8 bits, wide   values as with 8 bits; scales [panel][wide group][output 16], a wide group being four groups: fewer
+//                  scales, so that products are bound by the integer products alone, for networks that need no more
 //   floats   [panel][input K][output 16], 32 or 16 bits
 //
 // What a weight is:  8 bits: scale * (byte - 128);  4 bits: scale * (nibble - 8), or scale * nibble + minimum.
@@ -29,7 +31,8 @@
 
 namespace hanmo::native {
 
-enum Kind : int64_t { kFloat32 = 0, kFloat16 = 1, kInt8 = 2, kInt4 = 3, kInt4Minimum = 4 };
+enum Kind : int64_t { kFloat32 = 0, kFloat16 = 1, kInt8 = 2, kInt4 = 3, kInt4Minimum = 4, kInt8Wide = 5 };
+constexpr int64_t kWide = 4;  // groups of a wide group
 
 INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -43,19 +46,21 @@ struct Matrix {
   int64_t groups() const { return (inputs + kGroup - 1) / kGroup; }
   bool quantised() const { return kind >= kInt8; }
   int64_t number_bytes() const { return kind == kFloat32 ? 4 : kind == kFloat16 ? 2 : 1; }
-  int64_t group_bytes() const { return kind == kInt8 ? kPanel * kGroup : kPanel * kGroup / 2; }
+  bool wide() const { return kind == kInt8Wide; }
+  int64_t scale_groups() const { return wide() ? (groups() + kWide - 1) / kWide : groups(); }
+  int64_t group_bytes() const { return kind == kInt8 || wide() ? kPanel * kGroup : kPanel * kGroup / 2; }
   int64_t group_scales() const { return kind == kInt4Minimum ? 2 * kPanel : kPanel; }
   int64_t value_bytes() const {
     if (quantised()) return panels() * groups() * group_bytes();
     return width() * inputs * number_bytes();
   }
-  int64_t scale_count() const { return quantised() ? panels() * groups() * group_scales() : 0; }
-  int32_t offset() const { return kind == kInt8 ? 128 : kind == kInt4 ? 8 : 0; }
+  int64_t scale_count() const { return quantised() ? panels() * scale_groups() * group_scales() : 0; }
+  int32_t offset() const { return kind == kInt8 || wide() ? 128 : kind == kInt4 ? 8 : 0; }
   const uint8_t* group_values(int64_t panel, int64_t group) const {
     return values + (panel * groups() + group) * group_bytes();
   }
   const uint16_t* group_scale(int64_t panel, int64_t group) const {
-    return scales + (panel * groups() + group) * group_scales();
+    return scales + (panel * scale_groups() + (wide() ? group / kWide : group)) * group_scales();
   }
 
   // The weights of one output, as floats: embeddings are looked up so.
@@ -73,17 +78,19 @@ struct Matrix {
       const uint8_t* bytes = group_values(panel, group);
       const uint16_t* scale = group_scale(panel, group);
       const float d = half_to_float(scale[r]), least = kind == kInt4Minimum ? half_to_float(scale[kPanel + r]) : 0.0f;
-      for (int64_t i = 0; i < kGroup && group * kGroup + i < inputs; i++) {
-        const int64_t step = i / 4;
-        int32_t q;
-        if (kind == kInt8) {
-          q = bytes[step * 64 + r * 4 + i % 4];
-        } else {
-          const uint8_t both = bytes[step / 2 * 64 + r * 4 + i % 4];
-          q = step % 2 ? both >> 4 : both & 15;
+      uint8_t q[kGroup];
+      for (int64_t step = 0; step < kSteps; step++) {
+        if (offset() == 128) {
+          std::memcpy(q + step * 4, bytes + step * 64 + r * 4, 4);
+          continue;
         }
-        out[group * kGroup + i] = d * static_cast<float>(q - offset()) + least;
+        for (int64_t i = 0; i < 4; i++) {
+          const uint8_t both = bytes[step / 2 * 64 + r * 4 + i];
+          q[step * 4 + i] = step % 2 ? both >> 4 : both & 15;
+        }
       }
+      const int64_t count = inputs - group * kGroup < kGroup ? inputs - group * kGroup : kGroup;
+      for (int64_t i = 0; i < count; i++) out[group * kGroup + i] = d * static_cast<float>(q[i] - offset()) + least;
     }
   }
 };
@@ -189,6 +196,44 @@ INLINE void quantise_row(const float* x, const Activations& a, int64_t row) {
     const int64_t at = row * a.row_groups + g;
     quantise_group(load(x + g * kGroup), load(x + g * kGroup + kPanel), a.values + at * kGroup, a.scales + at,
                    a.sums + at, a.scaled + at);
+  }
+}
+
+// Some groups of floats with one scale.
+template <int64_t groups>
+INLINE void quantise_groups(const float* x, int8_t* values, float* scale, int32_t* sum, float* scaled) {
+  constexpr int kVectors = groups * kGroup / kPanel;
+  Floats v[kVectors], top = all(0.0f);
+  UNROLL for (int i = 0; i < kVectors; i++) {
+    v[i] = load(x + i * kPanel);
+    top = larger(top, magnitude(v[i]));
+  }
+  const float most = largest(top), factor = most > 1e-30f ? 127.0f / most : 0.0f;
+  Ints total = all(0);
+  UNROLL for (int i = 0; i < kVectors; i++) {
+    const Ints q = nearest(v[i] * all(factor));
+    UNROLL for (int j = 0; j < kRegisters; j++) total.at[j] += q.at[j];
+    store_signed(values + i * kPanel, q);
+  }
+  *scale = most * (1.0f / 127.0f);
+  *sum = sum_of(total);
+  *scaled = *scale * static_cast<float>(*sum);
+}
+INLINE void quantise_wide(const float* x, int64_t groups, int8_t* values, float* scale, int32_t* sum, float* scaled) {
+  switch (groups) {  // at most a wide group of them
+    case 4: return quantise_groups<4>(x, values, scale, sum, scaled);
+    case 3: return quantise_groups<3>(x, values, scale, sum, scaled);
+    case 2: return quantise_groups<2>(x, values, scale, sum, scaled);
+    default: return quantise_groups<1>(x, values, scale, sum, scaled);
+  }
+}
+
+// A row for a matrix with wide groups.
+INLINE void quantise_row_wide(const float* x, const Activations& a, int64_t row) {
+  for (int64_t g = 0; g < a.groups; g += kWide) {
+    const int64_t at = row * a.row_groups + g, scale = row * a.row_groups + g / kWide;
+    const int64_t groups = a.groups - g < kWide ? a.groups - g : kWide;
+    quantise_wide(x + g * kGroup, groups, a.values + at * kGroup, a.scales + scale, a.sums + scale, a.scaled + scale);
   }
 }
 

@@ -31,7 +31,7 @@ enum VectorName : int64_t {
   kAttentionOutNorm, kAttentionOutNormBias, kMlpOutNorm, kMlpOutNormBias,  // after a sublayer (Gemma)
   kQueryNorm, kKeyNorm,
   kQueryKeyValueBias, kOutputBias, kGateUpBias, kDownBias,
-  kFinalNorm, kFinalNormBias, kHeadBias, kPositions, kVectorNames
+  kFinalNorm, kFinalNormBias, kHeadBias, kPositions, kEmbeddingNorm, kEmbeddingNormBias, kVectorNames
 };
 
 struct Layer {
@@ -84,6 +84,8 @@ struct Model {
   Matrix embedding, head;
   Vector vectors[kVectorNames];  // those that belong to no layer
   Rotary rotary[2];              // of full and of sliding layers
+  Vector types;                  // of an encoder's segments, [type][hidden]
+  int64_t type_count = 0;
   Team team;
   ActivationMemory activations, gated;
   Vector x, qkv, attended, sublayer;

@@ -183,23 +183,100 @@ void multiply_quantised(const Matrix& m, int64_t begin, int64_t end, const Activ
   }
 }
 
+// A tile of a matrix with wide groups, whose weights are read as they are packed.
+template <int rows, int panels>
+__attribute__((noinline)) void multiply_wide(const Matrix& m, int64_t panel, const Activations& a, int64_t row,
+                                             const Target& target) {
+  const int64_t groups = m.groups(), panel_bytes = groups * m.group_bytes(), scale_groups = m.scale_groups();
+  const uint8_t* bytes = m.group_values(panel, 0);
+  const uint16_t* scales = m.group_scale(panel, 0);
+  Floats f[rows][panels];
+  UNROLL for (int r = 0; r < rows; r++)
+      UNROLL for (int p = 0; p < panels; p++) f[r][p] = all(0.0f);
+  const int8_t* x = a.values + row * a.stride();
+  const int64_t base = row * a.row_groups, stride = a.stride();
+  for (int64_t wide = 0; wide < scale_groups; wide++) {
+    Ints sums[rows][panels];
+    UNROLL for (int r = 0; r < rows; r++) {
+      const Ints start = all(-kByteOffset * a.sums[base + r * a.row_groups + wide]);
+      UNROLL for (int p = 0; p < panels; p++) sums[r][p] = start;
+    }
+    const int64_t last = std::min(groups, (wide + 1) * kWide);
+    for (int64_t g = wide * kWide; g < last; g++)
+      UNROLL for (int step = 0; step < kSteps; step++) {
+        Bytes weights[panels];
+        UNROLL for (int p = 0; p < panels; p++) weights[p] = load_weights(bytes + p * panel_bytes + (g * kSteps + step) * 64);
+        UNROLL for (int r = 0; r < rows; r++) {
+          const int8_t* four = x + r * stride + g * kGroup + step * 4;
+          UNROLL for (int p = 0; p < panels; p++) sums[r][p] = dot(sums[r][p], weights[p], four);
+        }
+      }
+    Floats scale[panels];
+    UNROLL for (int p = 0; p < panels; p++) scale[p] = load_halves(scales + (p * scale_groups + wide) * kPanel);
+    UNROLL for (int r = 0; r < rows; r++) {
+      const Floats d = all(a.scales[base + r * a.row_groups + wide]);
+      UNROLL for (int p = 0; p < panels; p++) f[r][p] = fma(to_floats(sums[r][p]), scale[p] * d, f[r][p]);
+    }
+  }
+  UNROLL for (int r = 0; r < rows; r++)
+      UNROLL for (int p = 0; p < panels; p++) target.put(row + r, (panel + p) * kPanel, f[r][p]);
+}
+
+// All rows. Meanwhile the weights of the next panels are fetched, a part with each tile: they come from far away.
+template <int panels>
+void multiply_wide_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t rows, const Target& target) {
+  const int64_t size = m.groups() * m.group_bytes() * panels, tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t part = size / (tiles ? tiles : 1);
+  const uint8_t* next = m.group_values(panel, 0) + size;
+  for (int64_t row = 0; row < rows; row += kTileRows, next += part) {
+    for (int64_t i = 0; i < part; i += 64) __builtin_prefetch(next + i, 0, 2);
+    with_constant<kTileRows>(std::min<int64_t>(kTileRows, rows - row),
+                             [&](auto n) { multiply_wide<n.value, panels>(m, panel, a, row, target); });
+  }
+}
+
 // Floats: the inputs one after the other, in two sums (even and odd ones) so that they need not wait for each other.
-template <int64_t kind, int rows>
+template <int64_t kind, int rows, int panels>
 void multiply_floats(const Matrix& m, int64_t panel, const Activations& a, int64_t row, const Target& target) {
-  const int64_t stride = a.stride();
-  Floats f[rows][2];
-  UNROLL for (int r = 0; r < rows; r++) f[r][0] = f[r][1] = all(0.0f);
+  const int64_t stride = a.stride(), size = m.inputs * kPanel;
+  Floats f[rows][panels][2];
+  UNROLL for (int r = 0; r < rows; r++)
+      UNROLL for (int p = 0; p < panels; p++) f[r][p][0] = f[r][p][1] = all(0.0f);
   const float* x = a.floats + row * stride;
-  const float* w = reinterpret_cast<const float*>(m.values) + panel * m.inputs * kPanel;
-  const uint16_t* halves = reinterpret_cast<const uint16_t*>(m.values) + panel * m.inputs * kPanel;
+  const float* w = reinterpret_cast<const float*>(m.values) + panel * size;
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(m.values) + panel * size;
   for (int64_t k = 0; k < m.inputs; k += 2)
     UNROLL for (int odd = 0; odd < 2; odd++) {
       if (odd && k + 1 == m.inputs) break;
-      const int64_t at = (k + odd) * kPanel;
-      const Floats weights = kind == kFloat32 ? load(w + at) : load_halves(halves + at);
-      UNROLL for (int r = 0; r < rows; r++) f[r][odd] = fma(weights, all(x[r * stride + k + odd]), f[r][odd]);
+      Floats weights[panels];
+      UNROLL for (int p = 0; p < panels; p++) {
+        const int64_t at = p * size + (k + odd) * kPanel;
+        weights[p] = kind == kFloat32 ? load(w + at) : load_halves(halves + at);
+      }
+      UNROLL for (int r = 0; r < rows; r++) {
+        const Floats one = all(x[r * stride + k + odd]);
+        UNROLL for (int p = 0; p < panels; p++) f[r][p][odd] = fma(weights[p], one, f[r][p][odd]);
+      }
     }
-  UNROLL for (int r = 0; r < rows; r++) target.put(row + r, panel * kPanel, f[r][0] + f[r][1]);
+  UNROLL for (int r = 0; r < rows; r++)
+      UNROLL for (int p = 0; p < panels; p++)
+          target.put(row + r, (panel + p) * kPanel, f[r][p][0] + f[r][p][1]);
+}
+
+template <int64_t kind, int panels>
+void multiply_float_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t rows, const Target& target) {
+  for (int64_t row = 0; row < rows; row += kTileRows)
+    with_constant<kTileRows>(std::min<int64_t>(kTileRows, rows - row),
+                             [&](auto n) { multiply_floats<kind, n.value, panels>(m, panel, a, row, target); });
+}
+
+template <int64_t kind>
+void multiply_float_panels(const Matrix& m, int64_t begin, int64_t end, const Activations& a, int64_t rows,
+                           const Target& target) {
+  int64_t panel = begin;
+  for (; panel + kTilePanels <= end; panel += kTilePanels)
+    multiply_float_rows<kind, kTilePanels>(m, panel, a, rows, target);
+  for (; panel < end; panel++) multiply_float_rows<kind, 1>(m, panel, a, rows, target);
 }
 
 // out[row][output] for the outputs of panels [begin, end).
@@ -209,15 +286,15 @@ inline void multiply(const Matrix& m, int64_t begin, int64_t end, const Activati
     case kInt8: return multiply_quantised<kInt8>(m, begin, end, a, rows, target, work);
     case kInt4: return multiply_quantised<kInt4>(m, begin, end, a, rows, target, work);
     case kInt4Minimum: return multiply_quantised<kInt4Minimum>(m, begin, end, a, rows, target, work);
-    default:
-      for (int64_t panel = begin; panel < end; panel++)
-        for (int64_t row = 0; row < rows; row += kTileRows)
-          with_constant<kTileRows>(std::min<int64_t>(kTileRows, rows - row), [&](auto n) {
-            if (m.kind == kFloat32)
-              multiply_floats<kFloat32, n.value>(m, panel, a, row, target);
-            else
-              multiply_floats<kFloat16, n.value>(m, panel, a, row, target);
-          });
+    case kInt8Wide: {
+      int64_t panel = begin;
+      for (; panel + kTilePanels <= end; panel += kTilePanels)
+        multiply_wide_rows<kTilePanels>(m, panel, a, rows, target);
+      for (; panel < end; panel++) multiply_wide_rows<1>(m, panel, a, rows, target);
+      return;
+    }
+    case kFloat16: return multiply_float_panels<kFloat16>(m, begin, end, a, rows, target);
+    default: return multiply_float_panels<kFloat32>(m, begin, end, a, rows, target);
   }
 }
 

@@ -5,7 +5,7 @@
 // rows the threads divide the outputs of each product, and meet after each. The numbers are the same.
 #include <algorithm>
 
-#include "model.h"
+#include "rows.h"
 
 namespace hanmo::native {
 namespace {
@@ -65,29 +65,7 @@ class Walk {
   }
 
   void norm(const float* in, float* out, int64_t size, const Vector& weight, const Vector& bias) const {
-    Floats squares = all(0.0f), plain = all(0.0f);
-    float mean = 0;
-    const int64_t full = size / kPanel * kPanel;
-    if (s.layer_norm) {
-      float rest = 0;
-      for (int64_t i = 0; i < full; i += kPanel) plain = plain + load(in + i);
-      for (int64_t i = full; i < size; i++) rest += in[i];
-      mean = (sum(plain) + rest) / static_cast<float>(size);
-    }
-    float rest = 0;
-    for (int64_t i = 0; i < full; i += kPanel) {
-      const Floats v = load(in + i) - all(mean);
-      squares = fma(v, v, squares);
-    }
-    for (int64_t i = full; i < size; i++) rest += (in[i] - mean) * (in[i] - mean);
-    const float scale = 1.0f / std::sqrt((sum(squares) + rest) / static_cast<float>(size) + s.epsilon);
-    for (int64_t i = 0; i < full; i += kPanel) {
-      Floats v = (load(in + i) - all(mean)) * all(scale) * load(weight.data() + i);
-      if (!bias.empty()) v = v + load(bias.data() + i);
-      store(out + i, v);
-    }
-    for (int64_t i = full; i < size; i++)
-      out[i] = (in[i] - mean) * scale * weight[i] + (bias.empty() ? 0.0f : bias[i]);
+    norm_row(in, out, size, weight, bias, s.epsilon, s.layer_norm);
   }
 
   // Calls body(change, begin, end) for rows that stand together and have the same adapter, if it changes this product.
@@ -199,12 +177,7 @@ class Walk {
       std::copy(in, in + size, out);
     else
       norm(in, out, size, weight, Vector());
-    const float *cosines = rotary.cosines.data() + position * half, *sines = rotary.sines.data() + position * half;
-    for (int64_t i = 0; i < half; i++) {
-      const float a = out[i], b = out[i + half];
-      out[i] = a * cosines[i] - b * sines[i];
-      out[i + half] = b * cosines[i] + a * sines[i];
-    }
+    if (half) rotate_head(out, half, rotary, position);
     for (int64_t i = 0; i < size; i++) out[i] *= scale;
   }
 
@@ -275,7 +248,7 @@ class Walk {
     const Vector& bias = m.layers[layer].vectors[kGateUpBias];
     const Activations out = m.gated.view(next.inputs);
     const bool keep = !next.quantised() || rows.adapters;
-    const int64_t panels = s.gated ? 4 : 2, stride = panels * kPanel;  // of a group
+    const int64_t panels = inner_panels(s.gated), stride = panels * kPanel;  // of a group
     const Range range = by_rows ? own : Range{0, rows.count};
     const Range groups = by_rows ? Range{0, out.groups} : share(out.groups, thread, threads);
     float* tile = mine.tile.data();
@@ -285,23 +258,7 @@ class Walk {
       add_change(range, {g * panels, (g + 1) * panels}, layer, kGateUp, a, tile, stride, g * stride);
       for (int64_t row = range.begin; row < range.end; row++) {
         const float* in = tile + (row - range.begin) * stride;
-        Floats first, second;
-        if (s.gated) {  // panels alternate: 16 gates, their 16 values
-          first = activate(load(in), s.activation) * load(in + kPanel);
-          second = activate(load(in + 2 * kPanel), s.activation) * load(in + 3 * kPanel);
-        } else {
-          first = activate(load(in), s.activation);
-          second = activate(load(in + kPanel), s.activation);
-        }
-        if (next.quantised()) {
-          const int64_t at = row * out.row_groups + g;
-          quantise_group(first, second, out.values + at * kGroup, out.scales + at, out.sums + at, out.scaled + at);
-        }
-        if (keep) {
-          float* floats = out.floats + row * out.stride() + g * kGroup;
-          store(floats, first);
-          store(floats + kPanel, second);
-        }
+        activate_group(in, s.gated, s.activation, next.quantised(), keep, out, row, g);
       }
     }
     meet();

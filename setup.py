@@ -8,11 +8,13 @@ alone (`hanmo doctor` says what that costs).
 
 from __future__ import annotations
 
+import copy
 import platform
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 AVX512, AVX2, NEON = ["-march=x86-64-v4", "-mavx512vnni"], ["-march=x86-64-v3"], ["-march=armv8.2-a+dotprod"]
 KERNELS = {  # machine: library: compiler flags; what the machine runs is decided when the library is loaded
@@ -35,6 +37,17 @@ FAST = ["-ffast-math", "-fno-finite-math-only"]
 EXACT = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # a row's result never depends on its company
 
 
+class BuildExtensions(build_ext):
+    """Objects of each library in a folder of their own: libraries are built at the same time, from the same sources with
+    other flags."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one library."""
+        own = copy.copy(self)
+        own.build_temp = str(Path(self.build_temp, ext.name))
+        build_ext.build_extension(own, ext)
+
+
 def extension(package: str, level: str, flags: list[str]) -> Extension:
     """One library. It is linked without OpenMP's runtime on purpose: it takes the one that torch has loaded, so that
     all share one team of threads."""
@@ -55,4 +68,4 @@ if sys.platform == "linux":
     ]
     engine = ENGINE.get(MACHINE, {"plain": []})
     modules += [extension("hanmo.inference.native", level, [*EXACT, *flags]) for level, flags in engine.items()]
-setup(ext_modules=modules)
+setup(ext_modules=modules, cmdclass={"build_ext": BuildExtensions})

@@ -38,8 +38,7 @@ EXACT = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # a row'
 
 
 class BuildExtensions(build_ext):
-    """Objects of each library in a folder of their own: libraries are built at the same time, from the same sources with
-    other flags."""
+    """Objects of each library in a folder of their own: libraries are built at the same time, from the same sources."""
 
     def build_extension(self, ext: Extension) -> None:
         """Build one library."""

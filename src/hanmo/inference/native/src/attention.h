@@ -57,8 +57,17 @@ INLINE Floats load_numbers(const float* p) { return load(p); }
 INLINE Floats load_numbers(const uint16_t* p) { return load_halves(p); }
 INLINE Floats load_numbers(const int8_t* p) { return load_integers(p); }
 INLINE float tame(float x, float most) { return x > most ? most : x < -most ? -most : x == x ? x : 0.0f; }
+INLINE Floats tame(Floats v, float most) {
+  UNROLL EACH {
+    lanes& x = v.at[i];
+    x = x > most ? lanes{} + most : x < -most ? lanes{} - most : x == x ? x : lanes{};
+  }
+  return v;
+}
 INLINE void put_number(float* p, float x) { *p = tame(x, 1e30f); }
 INLINE void put_number(uint16_t* p, float x) { *p = float_to_half(tame(x, kLargestHalf)); }
+INLINE void put_numbers(float* p, Floats v) { store(p, tame(v, 1e30f)); }
+INLINE void put_numbers(uint16_t* p, Floats v) { store_halves(p, tame(v, kLargestHalf)); }
 
 // One head of one token that looks for its keys.
 struct Query {
@@ -221,7 +230,14 @@ void remember_as(Cache& cache, int64_t layer, int64_t head, int64_t page, int64_
                  const float* value, int64_t dimensions) {
   Number* keys = cache.keys<Number>(page, layer, head) + place;
   Number* values = cache.values<Number>(page, layer, head) + place * cache.dimensions;
-  for (int64_t d = 0; d < dimensions; d++) {
+  int64_t d = 0;
+  for (; d + kPanel <= dimensions; d += kPanel) {
+    Number numbers[kPanel];
+    put_numbers(numbers, load(key + d));
+    for (int i = 0; i < kPanel; i++) keys[(d + i) * kPage] = numbers[i];
+    put_numbers(values + d, load(value + d));
+  }
+  for (; d < dimensions; d++) {
     put_number(keys + d * kPage, key[d]);
     put_number(values + d, value[d]);
   }

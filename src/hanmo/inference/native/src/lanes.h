@@ -58,7 +58,7 @@ struct Ints {
 
 INLINE Floats all(float x) {
   Floats out;
-  UNROLL EACH out.at[i] = lanes{} + x;
+  UNROLL EACH out.at[i] = x - lanes{};  // exactly x
   return out;
 }
 INLINE Ints all(int32_t x) {
@@ -241,6 +241,18 @@ INLINE Floats load_halves(const uint16_t* p) {
   EACH for (int j = 0; j < kLanes; j++) out.at[i][j] = half_to_float(p[i * kLanes + j]);
 #endif
   return out;
+}
+INLINE void store_halves(uint16_t* p, Floats v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v.at[0], _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  UNROLL EACH _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * kLanes),
+                               _mm256_cvtps_ph((__m256)v.at[i], _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__ARM_NEON)
+  UNROLL EACH vst1_u16(p + i * kLanes, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v.at[i])));
+#else
+  EACH for (int j = 0; j < kLanes; j++) p[i * kLanes + j] = float_to_half(v.at[i][j]);
+#endif
 }
 
 // Sixteen integers of 8 bits as floats.

@@ -11,6 +11,7 @@ namespace hanmo::native {
 namespace {
 
 constexpr int64_t kRowsPerThread = 12;  // from so many on, threads divide rows
+constexpr int64_t kFetched = 16384;    // bytes that are asked for before a thread waits: what comes while it does
 constexpr int64_t kPrivateRows = 2;     // so few are normed by every thread for itself, which is faster than to wait
 
 struct Range {
@@ -49,6 +50,15 @@ class Walk {
   int64_t qkv_width() const { return round_up(s.query_width() + 2 * s.kv_width(), kPanel); }
   float* qkv(int64_t row) { return m.qkv.data() + row * qkv_width(); }
   int64_t attended_width() const { return round_up(s.query_width(), kGroup); }
+
+  // Ask the memory for the weights with which this thread will begin a product, before it waits for others.
+  void fetch(const Matrix& matrix) const {
+    if (by_rows || rows.count > kPrivateRows) return;
+    const int64_t panel = share(matrix.panels(), thread, threads).begin;
+    const uint8_t* p = matrix.values + panel * (matrix.value_bytes() / matrix.panels());
+    const int64_t size = std::min<int64_t>(kFetched, matrix.values + matrix.value_bytes() - p);
+    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(p + i);
+  }
 
   void embed() {
     const int64_t width = round_up(s.hidden, kGroup);
@@ -121,13 +131,14 @@ class Walk {
 
   // out = a layer's matrix * a, for the rows and outputs that are this thread's.
   void product(int64_t layer, int64_t name, const Activations& a, float* out, int64_t stride, const Vector& bias,
-               bool add) {
+               bool add, const Matrix& next) {
     const Matrix& matrix = m.layers[layer].matrices[name];
     const Range panels = by_rows ? Range{0, matrix.panels()} : share(matrix.panels(), thread, threads);
     const Range range = by_rows ? own : Range{0, rows.count};
     const Target target{out + range.begin * stride, stride, add, bias.empty() ? nullptr : bias.data()};
     multiply(matrix, panels.begin, panels.end, a.from(range.begin), range.size(), target, mine.expanded);
     add_change(range, panels, layer, name, a, target.out, stride, 0);
+    fetch(next);
     meet();
   }
 
@@ -137,7 +148,7 @@ class Walk {
     Activations a = prepare(number, kQueryKeyValue, [&](int64_t row, float* out) {
       norm(x(row), out, s.hidden, v[kAttentionNorm], v[kAttentionNormBias]);
     });
-    product(number, kQueryKeyValue, a, m.qkv.data(), qkv_width(), v[kQueryKeyValueBias], false);
+    product(number, kQueryKeyValue, a, m.qkv.data(), qkv_width(), v[kQueryKeyValueBias], false, layer.matrices[kOutput]);
     store_keys(number, layer);
     m.team.barrier();
     attention(number, layer);
@@ -146,20 +157,21 @@ class Walk {
       const float* in = m.attended.data() + row * attended_width();
       std::copy(in, in + s.query_width(), out);
     });
-    sublayer(number, kOutput, a, v[kOutputBias], v[kAttentionOutNorm], v[kAttentionOutNormBias]);
+    sublayer(number, kOutput, a, v[kOutputBias], v[kAttentionOutNorm], v[kAttentionOutNormBias], layer.matrices[kGateUp]);
     a = prepare(number, kGateUp, [&](int64_t row, float* out) {
       norm(x(row), out, s.hidden, v[kMlpNorm], v[kMlpNormBias]);
     });
     a = inner(number, a);
-    sublayer(number, kDown, a, v[kDownBias], v[kMlpOutNorm], v[kMlpOutNormBias]);
+    sublayer(number, kDown, a, v[kDownBias], v[kMlpOutNorm], v[kMlpOutNormBias],
+             number + 1 < s.layers ? m.layers[number + 1].matrices[kQueryKeyValue] : m.head);
   }
 
   // Add a sublayer's output to the states, normed first if the model does that.
   void sublayer(int64_t layer, int64_t name, const Activations& a, const Vector& bias, const Vector& weight,
-                const Vector& shift) {
+                const Vector& shift, const Matrix& next) {
     const int64_t width = round_up(s.hidden, kGroup);
-    if (weight.empty()) return product(layer, name, a, m.x.data(), width, bias, true);
-    product(layer, name, a, m.sublayer.data(), width, bias, false);
+    if (weight.empty()) return product(layer, name, a, m.x.data(), width, bias, true, next);
+    product(layer, name, a, m.sublayer.data(), width, bias, false, next);
     const Range range = by_rows ? own : share(rows.count, thread, threads);
     for (int64_t row = range.begin; row < range.end; row++) {
       float* out = mine.row.data();
@@ -261,6 +273,7 @@ class Walk {
         activate_group(in, s.gated, s.activation, next.quantised(), keep, out, row, g);
       }
     }
+    fetch(next);
     meet();
     if (rows.adapters) {
       begin_change(by_rows ? own : share(rows.count, thread, threads), layer, kDown, out);

@@ -4,11 +4,10 @@ of their outputs matters for what it predicts.
 For every matrix of a layer two passes over the text give ``H = sum over tokens of s x x^T``, by which ``rounding.py``
 rounds it:
 
-1. Forwards and backwards: s, the squared gradient of the loss by the matrix's outputs for a token, summed over them. The
-   loss is that of tokens drawn from the network's own predictions, so that s is an estimate of Fisher information: s
-   times the squared error of an output is how far it moves the predicted distributions, their Kullback-Leibler
-   divergence, to second order (as in GuidedQuant, Kim et al. 2025, arXiv:2505.07004, with one s for all outputs of a
-   matrix). Only s is kept, a number for each matrix and token.
+1. Forwards and backwards: s, the squared gradient of the loss by the outputs of the matrix for a token, summed up. The
+   loss is that of tokens drawn from the network's own predictions, so that s estimates Fisher information: it says how
+   far errors of these outputs move the predicted distributions, in Kullback-Leibler divergence, to second order (as
+   in GuidedQuant, Kim et al. 2025, arXiv:2505.07004; here all outputs of a matrix share their s). Only s is kept.
 2. Layer by layer: x, the inputs of its matrices, from which H is summed up. Then the matrices are rounded, and their
    floats and H are let go: never is there more than the moments of one layer.
 
@@ -28,8 +27,10 @@ from torch import Tensor, nn
 from hanmo.errors import ModelError
 from hanmo.inference.native.layout import Quantized, all_finite
 from hanmo.inference.native.rounding import round_to_int4
+from hanmo.language import pick
 from hanmo.models.kernels.loss import token_loss
 from hanmo.models.transformer import Transformer
+from hanmo.progress import Progress
 
 ROWS = 128  # tokens whose predictions are drawn at once
 BACKWARD_SHARE = 0.6  # of the whole time, that of the first pass
@@ -50,14 +51,8 @@ class Trace:
     weights: list[dict[str, Tensor]]
 
 
-def calibrate(
-    model: Transformer,
-    tokens_BT: Tensor,
-    *,
-    seed: int = 0,
-    on_progress: Callable[[float], None] = lambda share: None,
-) -> dict[str, Quantized]:
-    """Quantise the matrices of all layers to 4 bits with a minimum per group. Embedding and output are left as they are.
+def calibrate(model: Transformer, tokens_BT: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, Quantized]:
+    """Quantise the matrices of all layers to 4 bits with a minimum per group; embedding and output stay as they are.
 
     The network's floats are let go layer by layer: it cannot be used any more.
 
@@ -65,7 +60,7 @@ def calibrate(
         model: a decoder in float32 on the CPU.
         tokens_BT: int64, windows of text; about 16,000 tokens are enough, in all languages that it will be used for.
         seed: of the draws.
-        on_progress: is told the share of the work that is done, 0 to 1.
+        progress: whether to show how far the work is.
 
     Returns:
         matrices by the names of :mod:`hanmo.models.transformer`, such as ``model.layers.0.mlp.up_proj.weight``.
@@ -73,15 +68,23 @@ def calibrate(
     Raises:
         ModelError: the network computes NaN or infinite values.
     """
-    model.requires_grad_(False).eval()
-    trace = backward_pass(model, tokens_BT, seed, lambda share: on_progress(BACKWARD_SHARE * share))
+    model.eval().requires_grad_(False)
+    bar = Progress(pick("calibrating", "校准"), tokens_BT.numel(), "tokens") if progress else None
+
+    def show(share: float) -> None:
+        if bar:
+            bar.update(share * tokens_BT.numel())
+
+    trace = backward_pass(model, tokens_BT, seed, lambda share: show(BACKWARD_SHARE * share))
     matrices: dict[str, Quantized] = {}
     for layer, block in enumerate(model.model.layers):
         moments = forward_pass(block, trace, layer)
         for name, linear in linears_of(block):
             matrices[f"model.layers.{layer}.{name}.weight"] = round_to_int4(linear.weight, moments.pop(name))
             linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-        on_progress(BACKWARD_SHARE + (1 - BACKWARD_SHARE) * (layer + 1) / len(model.model.layers))
+        show(BACKWARD_SHARE + (1 - BACKWARD_SHARE) * (layer + 1) / len(model.model.layers))
+    if bar:
+        bar.close()
     return matrices
 
 
@@ -101,9 +104,7 @@ def hooks() -> Iterator[list[torch.utils.hooks.RemovableHandle]]:
             handle.remove()
 
 
-def backward_pass(
-    model: Transformer, tokens_BT: Tensor, seed: int, on_progress: Callable[[float], None]
-) -> Trace:
+def backward_pass(model: Transformer, tokens_BT: Tensor, seed: int, on_progress: Callable[[float], None]) -> Trace:
     """Read the windows one by one, forwards and backwards."""
     generator = torch.Generator().manual_seed(seed)
     B, T = tokens_BT.shape
@@ -128,7 +129,10 @@ def backward_pass(
         def add(gradient_1TN: Tensor) -> None:
             weights_BT[row] = gradient_1TN[0].square().sum(dim=-1)
 
-        return lambda _, __, output: output.register_hook(add) and None
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            output.register_hook(add)  # type: ignore[no-untyped-call]
+
+        return hook
 
     with hooks() as handles:
         for layer, block in enumerate(layers):
@@ -140,7 +144,8 @@ def backward_pass(
                 states_TD = model.hidden(ids_T[None])[0]
             targets_T = drawn(model, states_TD.detach(), generator)
             with torch.enable_grad():
-                token_loss(states_TD, model.output_weight, targets_T, **model.output_form()).backward()
+                loss = token_loss(states_TD, model.output_weight, targets_T, **model.output_form())
+                loss.backward()  # type: ignore[no-untyped-call]
             on_progress((row + 1) / B)
     return trace
 
@@ -153,7 +158,7 @@ def drawn(model: Transformer, states_TD: Tensor, generator: torch.Generator) -> 
         ModelError: the predictions are no numbers.
     """
     tokens = []
-    for states in states_TD.split(ROWS):
+    for states in torch.split(states_TD, ROWS):
         logits = model.logits(states)
         if not all_finite(logits):
             raise not_finite("its predictions")

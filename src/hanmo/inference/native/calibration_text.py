@@ -9,7 +9,7 @@ Letters in names: B windows, T tokens of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hanmo.errors import DataError
 from hanmo.inference.language_model import LanguageModel
 from hanmo.inference.sampling import Sampling
 from hanmo.language import pick
+from hanmo.progress import Progress
 from hanmo.settings import notice
 
 TOKENS = 16_384  # twice as many gain about 3 %
@@ -87,7 +88,9 @@ def text_of_files(paths: Sequence[str | Path], model: LanguageModel) -> Calibrat
                 break
         here = len(ids) // length
         places = [here * i // max(1, min(share, here)) for i in range(min(share, here))]
-        windows += [torch.tensor([*model.prompt_prefix, *ids[place * length : (place + 1) * length]]) for place in places]
+        windows += [
+            torch.tensor([*model.prompt_prefix, *ids[place * length : (place + 1) * length]]) for place in places
+        ]
         files.append({"file": Path(source.name).name, "sha256": source.digest, "windows": len(places)})
     given = ", ".join(map(str, paths))
     if not windows:
@@ -96,7 +99,8 @@ def text_of_files(paths: Sequence[str | Path], model: LanguageModel) -> Calibrat
             where=given,
             why="what matters to the model is measured on whole windows of text",
             fix=f"give longer texts, about {TOKENS:,} tokens in all, or leave --calibration out",
-            zh=f"任何一个文件都不足 {length} 个词元，无法校准。请给出更长的文本（共约 {TOKENS:,} 个词元），或去掉 --calibration",
+            zh=f"任何一个文件都不足 {length} 个词元，无法校准。请给出更长的文本（共约 {TOKENS:,} 个词元），"
+            "或去掉 --calibration",
         )
     tokens_BT = torch.stack(windows)
     if tokens_BT.numel() < min(FEWEST, wanted * window):
@@ -109,14 +113,12 @@ def text_of_files(paths: Sequence[str | Path], model: LanguageModel) -> Calibrat
     return CalibrationText(tokens_BT, {"files": files, "tokens": tokens_BT.numel(), "window": window})
 
 
-def own_text(
-    model: LanguageModel, *, seed: int = 0, on_progress: Callable[[float], None] = lambda share: None
-) -> CalibrationText:
+def own_text(model: LanguageModel, *, seed: int = 0, progress: bool = False) -> CalibrationText:
     """Windows that the model writes, at temperature 1.
 
     Args:
         seed: the first window is drawn with it, the next with the number after it, and so on.
-        on_progress: is told the share of the work that is done, 0 to 1.
+        progress: whether to show how far the work is.
 
     Raises:
         ModelError: it computes NaN or infinite values.
@@ -129,7 +131,11 @@ def own_text(
         sampling = Sampling(max_new_tokens=window, temperature=1.0, seed=seed + row, ignore_eos=True)
         requests.append(model.engine.submit(ids, sampling, room=window - len(ids), index=row))
     tokens = len(rows) * window
+    bar = Progress(pick("writing text to calibrate with", "生成校准文本"), tokens, "tokens") if progress else None
     for chunk in model.engine.chunks(requests):
         rows[chunk.index] += chunk.ids
-        on_progress(sum(map(len, rows)) / tokens)
+        if bar:
+            bar.update(sum(map(len, rows)))
+    if bar:
+        bar.close()
     return CalibrationText(torch.tensor(rows), {"files": [], "tokens": tokens, "window": window, "seed": seed})

@@ -13,6 +13,7 @@ from torch import Tensor
 from hanmo.inference.native.layout import GROUP, OFFSETS, WIDE, Matrix, Quantized
 
 CUTS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.125)  # shares of a group's range
+EVEN_RANGES = tuple((cut, cut) for cut in CUTS)
 UNEVEN_RANGES = tuple((low, high) for cut in CUTS for low, high in dict.fromkeys([(cut, cut), (cut, 0.0), (0.0, cut)]))
 
 
@@ -47,7 +48,7 @@ def quantize_int4(
     weights_NK: Tensor,
     importance_K: Tensor | None = None,
     *,
-    ranges: Sequence[tuple[float, float]] = tuple((cut, cut) for cut in CUTS),
+    ranges: Sequence[tuple[float, float]] = EVEN_RANGES,
 ) -> Quantized:
     """16 levels with a minimum per group, fitted so that the squared error is least.
 

@@ -1,6 +1,6 @@
-"""Rounding to 4 bits so that what a matrix computes changes least, not its weights.
+"""Rounding to 4 bits so that what a matrix computes changes least, rather than its weights.
 
-Which inputs a matrix meets, and which of its errors matter, is given by their second moments ``H = sum of s x x^T`` over
+Which inputs a matrix meets, and which of its errors matter, is told by their second moments ``H = sum of s x x^T`` over
 some tokens, s being the weight of a token. What is made small is the squared error of the outputs, for a row of weights
 with errors e: ``e H e^T``. Two steps bring it down:
 
@@ -60,14 +60,16 @@ def inverse_factor(damped_KK: Tensor) -> Tensor:
 
     More is added to their diagonal where rounding errors of float32 have made them indefinite.
     """
-    more = 0.0
+    moments_KK, more = damped_KK.clone(), DAMPING
     while True:
-        lower, failed = torch.linalg.cholesky_ex(damped_KK + more * torch.eye(len(damped_KK)))
+        lower_KK, failed = torch.linalg.cholesky_ex(moments_KK)
         if not int(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            upper_KK: Tensor
+            upper_KK, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_KK), upper=True)
             if not int(failed):
-                return upper
-        more = max(0.05, 4 * more)
+                return upper_KK
+        moments_KK.diagonal().add_(more)
+        more *= 4
 
 
 class Rounded:
@@ -77,7 +79,6 @@ class Rounded:
     Attributes:
         integers_KN: 0 to 15, as floats.
         scales_GN, minima_GN: of half precision's values, as floats.
-        gradient_KN: H times what is lost (:meth:`sweep`).
     """
 
     def __init__(self, weights_NK: Tensor, damped_KK: Tensor) -> None:
@@ -85,7 +86,6 @@ class Rounded:
         K, N = self.weights_KN.shape
         self.integers_KN = torch.zeros(K, N)
         self.scales_GN, self.minima_GN = torch.zeros(-(-K // GROUP), N), torch.zeros(-(-K // GROUP), N)
-        self.gradient_KN: Tensor | None = None
 
     def groups(self) -> list[slice]:
         """The inputs of each group; the last may have fewer than 32."""
@@ -98,6 +98,7 @@ class Rounded:
         for group, inputs in enumerate(self.groups()):
             left_JN, upper_JJ = left_KN[inputs], upper_KK[inputs, inputs]
             fitted = quantize_int4(left_JN.t(), importance_K[inputs], ranges=UNEVEN_RANGES)
+            assert fitted.minima_NG is not None
             scale_N, minimum_N = fitted.scales_NG[:, 0].float(), fitted.minima_NG[:, 0].float()
             divisor_N = scale_N.clamp_min(1e-12)
             errors_JN = torch.empty_like(left_JN)
@@ -117,17 +118,16 @@ class Rounded:
 
     def sweep(self) -> None:
         """Improve each group, given the others."""
-        if self.gradient_KN is None:
-            self.gradient_KN = self.damped_KK @ self.lost()
+        gradient_KN = self.damped_KK @ self.lost()
         for group, inputs in enumerate(self.groups()):
-            change_JN = self.improve(group, inputs, self.gradient_KN[inputs].clone())
-            self.gradient_KN -= self.damped_KK[:, inputs] @ change_JN
+            change_JN = self.improve(group, inputs, gradient_KN[inputs].clone())
+            gradient_KN -= self.damped_KK[:, inputs] @ change_JN
 
     def improve(self, group: int, inputs: slice, gradient_JN: Tensor) -> Tensor:
         """Better integers, then a better scale and minimum of one group.
 
         Args:
-            gradient_JN: of the group's inputs; changed in place.
+            gradient_JN: H times what is lost, at the group's inputs; changed in place.
 
         Returns:
             what has been added to the rounded weights, ``[J, N]``.

@@ -21,6 +21,7 @@ from hanmo.data.readers import Reader
 from hanmo.data.settings import DataSettings
 from hanmo.data.sources import find_sources
 from hanmo.errors import DataError
+from hanmo.folder import sha256_file
 from hanmo.inference.language_model import LanguageModel
 from hanmo.inference.sampling import Sampling
 from hanmo.language import pick
@@ -91,7 +92,7 @@ def text_of_files(paths: Sequence[str | Path], model: LanguageModel) -> Calibrat
         windows += [
             torch.tensor([*model.prompt_prefix, *ids[place * length : (place + 1) * length]]) for place in places
         ]
-        files.append({"file": Path(source.name).name, "sha256": source.digest, "windows": len(places)})
+        files.append({"file": Path(source.name).name, "sha256": sha256_file(source.path), "windows": len(places)})
     given = ", ".join(map(str, paths))
     if not windows:
         raise DataError(

@@ -9,8 +9,9 @@ quantising from floats is to be judged by.
 
 All forms are made from one GGUF file in float32, by `hanmo quantize` and by llama.cpp's own quantiser, except "Q4_1 as
 stored" of the first section: the file of the catalog. The statistics are those of `hanmo evaluate --against`, over all
-tokens of windows, each read from its beginning; those of llama.cpp's logits are computed by the same code. Both keep keys
-and values in half precision unless said otherwise. int4 is calibrated with text that the model writes, and with the files of --calibration: give books that are not the texts.
+tokens of windows, each read from its beginning; those of llama.cpp's logits are computed by the same code. Both keep
+keys and values in half precision unless said otherwise. int4 is calibrated with text that the model writes, and with
+the files of --calibration: give books that are not the texts.
 
 Needs `pip install llama-cpp-python`; without it only Hanmo's rows are printed.
 """
@@ -157,8 +158,7 @@ def forms(folder: Path, stored: Path | None) -> Iterator[Form]:
             yield llama_form("Q4_1 as stored", stored)
     for name, path in (("own text", "int4-own"), ("files", "int4-files")):
         if (folder / path).exists():
-            yield hanmo_form(f"int4, {name}", folder / path)
-            yield hanmo_form(f"int4, {name}, cache int8", folder / path, None, "int8")
+            yield hanmo_form(f"int4, calibrated with {name}", folder / path)
     yield hanmo_form("int4, not calibrated", folder / "int4-plain")
     if theirs:
         yield hanmo_form("llama.cpp's Q4_1", folder / "Q4_1.gguf")

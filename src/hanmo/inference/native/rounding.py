@@ -107,7 +107,7 @@ class Rounded:
                 errors_JN[j] = (left_N - torch.addcmul(minimum_N, integer_N, scale_N)) / upper_JJ[j, j]
                 left_JN[j + 1 :] -= upper_JJ[j, j + 1 :, None] * errors_JN[j]
                 self.integers_KN[inputs.start + j] = integer_N
-            left_KN[inputs.stop :] -= upper_KK[inputs, inputs.stop :].t() @ errors_JN
+            left_KN[inputs.stop :].addmm_(upper_KK[inputs, inputs.stop :].t(), errors_JN, alpha=-1)
             self.scales_GN[group], self.minima_GN[group] = scale_N, minimum_N
 
     def lost(self) -> Tensor:
@@ -121,7 +121,7 @@ class Rounded:
         gradient_KN = self.damped_KK @ self.lost()
         for group, inputs in enumerate(self.groups()):
             change_JN = self.improve(group, inputs, gradient_KN[inputs].clone())
-            gradient_KN -= self.damped_KK[:, inputs] @ change_JN
+            gradient_KN.addmm_(self.damped_KK[:, inputs], change_JN, alpha=-1)
 
     def improve(self, group: int, inputs: slice, gradient_JN: Tensor) -> Tensor:
         """Better integers, then a better scale and minimum of one group.

@@ -48,6 +48,7 @@ from hanmo.models.transformer import TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 
 MODEL = "smollm2-135m-instruct"
+SECTIONS = ("original", "other")
 KINDS = ("Q8_0", "Q4_K_M", "Q4_1", "Q4_0")
 SPREAD = 0.2  # of the logarithms of the factors, to either side
 
@@ -225,6 +226,7 @@ def main() -> None:
     parser.add_argument("--calibration", action="append", default=[], metavar="FILE")
     parser.add_argument("--tokens", type=int, default=20_480)
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--section", choices=SECTIONS, action="append", help="default: both")
     parser.add_argument("--files", metavar="FOLDER", help="where the forms are kept for the next time")
     given = parser.parse_args()
     path = find(MODEL)
@@ -241,13 +243,15 @@ def main() -> None:
     print("MB: weights in memory (llama.cpp: the file); ratio: of perplexities; KL in nats, mean with 95 % interval")
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         files = Path(given.files or temporary)
-        make_files(files / "original", loaded, given.calibration)
-        print("\nThe weights as they are (they lie on the grid of Q4_1: it rounds nothing, and int4 finds much of it)")
-        report(files / "original", texts, given.window, path)
-        loaded.state = in_other_numbers(loaded.config, loaded.state)
-        make_files(files / "other", loaded, given.calibration)
-        print("\nThe same network in other numbers (its weights lie on no grid)")
-        report(files / "other", texts, given.window, None)
+        if "original" in (given.section or SECTIONS):
+            make_files(files / "original", loaded, given.calibration)
+            print("\nThe weights as they are (they lie on the grid of Q4_1: it rounds nothing, int4 finds much of it)")
+            report(files / "original", texts, given.window, path)
+        if "other" in (given.section or SECTIONS):
+            loaded.state = in_other_numbers(loaded.config, loaded.state)
+            make_files(files / "other", loaded, given.calibration)
+            print("\nThe same network in other numbers (its weights lie on no grid)")
+            report(files / "other", texts, given.window, None)
 
 
 if __name__ == "__main__":

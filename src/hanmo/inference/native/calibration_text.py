@@ -137,7 +137,7 @@ def own_text(model: LanguageModel, *, seed: int = 0, progress: bool = False) -> 
     """
     window = min(WINDOW, model.context_length)
     openings = [OPENINGS[row % len(OPENINGS)] for row in range(max(1, TOKENS // window))]
-    rows = [model.encode_prompt(opening)[: window - 1] for opening in openings]
+    rows = [[*model.prompt_prefix, *model.tokenizer.encode(opening)][: window // 2] for opening in openings]
     requests = []
     for row, ids in enumerate(rows):
         sampling = Sampling(max_new_tokens=window, temperature=1.0, seed=seed + row, ignore_eos=True)

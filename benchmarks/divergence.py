@@ -7,11 +7,11 @@ and the same network in other numbers, whose weights lie on no grid: channels pe
 between 0.82 and 1.22, each of which the matrix next to it undoes, so that float32 computes the same. The second is what
 quantising from floats is to be judged by.
 
-All forms are made from one GGUF file in float32, by `hanmo quantize` and by llama.cpp's own quantiser, except "Q4_1 as
-stored" of the first section: the file of the catalog. The statistics are those of `hanmo evaluate --against`, over all
-tokens of windows, each read from its beginning; those of llama.cpp's logits are computed by the same code. Both keep
-keys and values in half precision unless said otherwise. int4 is calibrated with text that the model writes, and with
-the files of --calibration: give books that are not the texts.
+All forms are made from one GGUF file in half precision, which float32 computes exactly, by `hanmo quantize` and by
+llama.cpp's own quantiser, except "Q4_1 as stored" of the first section: the file of the catalog. The statistics are
+those of `hanmo evaluate --against`, over all tokens of windows, each read from its beginning; those of llama.cpp's
+logits are computed by the same code. Both keep keys and values in half precision unless said otherwise. int4 is
+calibrated with text that the model writes, and with the files of --calibration: give books that are not the texts.
 
 Needs `pip install llama-cpp-python`; without it only Hanmo's rows are printed.
 """
@@ -96,9 +96,9 @@ def in_other_numbers(config: TransformerConfig, state: dict[str, Tensor], seed: 
 def make_files(folder: Path, loaded: LoadedModel, calibration: Sequence[str]) -> None:
     """All forms of some weights; what is there already stays."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder / "f32.gguf"
+    source = folder / "f16.gguf"
     if not source.exists():
-        save_gguf(source, loaded.config, loaded.state, loaded.tokenizer, type="F32", generation=loaded.generation)
+        save_gguf(source, loaded.config, loaded.state, loaded.tokenizer, type="F16", generation=loaded.generation)
     for kind in KINDS if importlib.util.find_spec("llama_cpp") else ():
         if not (folder / f"{kind}.gguf").exists():
             quantise_llama(source, folder / f"{kind}.gguf", kind)
@@ -148,8 +148,8 @@ def llama_form(name: str, path: Path) -> Form:
 def forms(folder: Path, stored: Path | None) -> Iterator[Form]:
     """What is compared; ``stored``: the Q4_1 file that both read, if it is not llama.cpp's own."""
     theirs = importlib.util.find_spec("llama_cpp") is not None
-    yield hanmo_form("int8", folder / "f32.gguf", "int8")
-    yield hanmo_form("int8, cache int8", folder / "f32.gguf", "int8", "int8")
+    yield hanmo_form("int8", folder / "f16.gguf", "int8")
+    yield hanmo_form("int8, cache int8", folder / "f16.gguf", "int8", "int8")
     if theirs:
         yield llama_form("Q8_0", folder / "Q8_0.gguf")
     if stored:
@@ -192,7 +192,7 @@ def read_ids(path: str, tokenizer: Tokenizer, count: int) -> list[int]:
 
 def report(folder: Path, texts: dict[str, list[int]], window: int, stored: Path | None) -> None:
     """The tables of one section."""
-    reference, compete = hanmo_form("fp32", folder / "f32.gguf", "fp32"), list(forms(folder, stored))
+    reference, compete = hanmo_form("fp32", folder / "f16.gguf", "fp32"), list(forms(folder, stored))
     for name, ids in texts.items():
         results = measure(reference, compete, ids, window)
         any_result = next(iter(results.values()))

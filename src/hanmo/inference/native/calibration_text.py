@@ -150,4 +150,4 @@ def own_text(model: LanguageModel, *, seed: int = 0, progress: bool = False) -> 
             bar.update(sum(map(len, rows)))
     if bar:
         bar.close()
-    return CalibrationText(torch.tensor(rows), {"files": [], "tokens": tokens, "window": window, "seed": seed})
+    return CalibrationText(torch.tensor(rows), {"files": [], "tokens": tokens, "window": window})

@@ -72,7 +72,12 @@ def from_floats(loaded: LoadedModel, precision: str | None) -> LoadedParts | str
 
 
 def from_floats_calibrated(
-    loaded: LoadedModel, files: Sequence[str | Path] = (), *, prefix: Sequence[int] = (), progress: bool = False
+    loaded: LoadedModel,
+    files: Sequence[str | Path] = (),
+    *,
+    prefix: Sequence[int] = (),
+    seed: int = 0,
+    progress: bool = False,
 ) -> tuple[LoadedParts, dict[str, Any]] | str:
     """A model read for torch at 4 bits, rounded by what it does with some text (``calibration.py``). Its tensors are
     let go.
@@ -80,6 +85,7 @@ def from_floats_calibrated(
     Args:
         files: texts to calibrate with; none: what the model writes.
         prefix: the tokens that its prompts begin with.
+        seed: of all that is drawn.
         progress: whether to show how far the work is.
 
     Returns:
@@ -94,16 +100,22 @@ def from_floats_calibrated(
     if reason:
         return reason
     config, model = loaded.config, build_on(loaded, torch.device("cpu"))
-    text = calibration_text(model, loaded, files, list(prefix), progress=progress)
-    matrices = calibrate(model, text.tokens_BT, progress=progress)
+    text = calibration_text(model, loaded, files, list(prefix), seed=seed, progress=progress)
+    matrices = calibrate(model, text.tokens_BT, seed=seed, progress=progress)
     state = model.state_dict()
     weights = Weights(lambda name: matrices.pop(name) if name in matrices else state.pop(name), state.get)
     parts = prepare(config, weights, "int4", Arena().place)
-    return LoadedParts(config, parts, loaded.tokenizer, loaded.generation, loaded.source), text.record
+    return LoadedParts(config, parts, loaded.tokenizer, loaded.generation, loaded.source), {**text.record, "seed": seed}
 
 
 def calibration_text(
-    model: Transformer, loaded: LoadedModel, files: Sequence[str | Path], prefix: list[int], *, progress: bool
+    model: Transformer,
+    loaded: LoadedModel,
+    files: Sequence[str | Path],
+    prefix: list[int],
+    *,
+    seed: int,
+    progress: bool,
 ) -> CalibrationText:
     """The text to calibrate a network with; what it writes itself is written at 8 bits where the engine is there."""
     if files:
@@ -112,4 +124,4 @@ def calibration_text(
     if library.load()[0] is not None:
         parts = prepare(loaded.config, Weights.of_state(model.state_dict()), "int8", Arena().place)
         network = NativeNetwork(NativeDecoder(loaded.config, parts))
-    return own_text(assemble(network, loaded, name=loaded.source, prefix=prefix), progress=progress)
+    return own_text(assemble(network, loaded, name=loaded.source, prefix=prefix), seed=seed, progress=progress)

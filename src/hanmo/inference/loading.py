@@ -81,7 +81,8 @@ def load(
         device: "auto" (CUDA, else Apple's MPS, else the CPU), or "cpu", "cuda", "cuda:1", "mps".
         offline: never use the network; a catalog model must have been downloaded before.
         precision: of the weights on a CPU: "fp32", "fp16", "int8", and "int4" for models that write; None: as they are
-            stored, and float32 where they are stored as floats.
+            stored, and float32 where they are stored as floats. Floats become "int4" in seconds, each group of weights
+            for itself; ``hanmo quantize`` takes minutes and loses far less.
         engine: "native" (C++ for CPUs), "torch", or "auto": native where it can compute the model on this machine.
         draft: a smaller model with the same tokenizer, which guesses ahead; changes the speed and nothing else.
 

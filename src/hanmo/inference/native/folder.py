@@ -112,8 +112,22 @@ def quantized_card(name: str, loaded: LoadedParts, provenance: dict[str, Any]) -
             "",
             f"每个权重 {bits:.2f} 位（{shares}），每 32 个一组。由翰墨的 CPU 引擎读取；其他程序请使用原模型的导出。",
             "",
+            *calibration_lines(provenance.get("quantized", {}).get("calibration")),
         ]
     )
+
+
+def calibration_lines(record: dict[str, Any] | None) -> list[str]:
+    """What the rounding was calibrated with, in words."""
+    if not record:
+        return []
+    files, tokens = [file["file"] for file in record["files"]], record["tokens"]
+    return [
+        f"Rounding was calibrated on {tokens:,} tokens " + (f"of {', '.join(files)}." if files else "of its own."),
+        "",
+        f"舍入用 {tokens:,} 个词元校准，取自" + (f" {'、'.join(files)}。" if files else "模型自己生成的文本。"),
+        "",
+    ]
 
 
 def tensors_of(parts: Parts) -> Iterator[tuple[str, Tensor]]:

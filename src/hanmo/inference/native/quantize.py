@@ -12,6 +12,10 @@ from torch import Tensor
 
 from hanmo.inference.native.layout import GROUP, OFFSETS, WIDE, Matrix, Quantized
 
+CUTS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.125)  # shares of a group's range
+EVEN_RANGES = tuple((cut, cut) for cut in CUTS)
+UNEVEN_RANGES = tuple((low, high) for cut in CUTS for low, high in dict.fromkeys([(cut, cut), (cut, 0.0), (0.0, cut)]))
+
 
 def groups_of(weights_NK: Tensor) -> Tensor:
     """float32 ``[N, G, 32]``, filled up with zeros."""
@@ -40,7 +44,12 @@ def quantize_int8_wide(weights_NK: Tensor) -> Quantized:
     return Quantized("int8-wide", integers.to(torch.uint8), scales, inputs=weights_NK.size(1))
 
 
-def quantize_int4(weights_NK: Tensor, importance_K: Tensor | None = None, *, rounds: int = 12) -> Quantized:
+def quantize_int4(
+    weights_NK: Tensor,
+    importance_K: Tensor | None = None,
+    *,
+    ranges: Sequence[tuple[float, float]] = EVEN_RANGES,
+) -> Quantized:
     """16 levels with a minimum per group, fitted so that the squared error is least.
 
     Starts from several ranges (the whole one and narrower ones, which give up the outermost values) and improves each
@@ -48,6 +57,8 @@ def quantize_int4(weights_NK: Tensor, importance_K: Tensor | None = None, *, rou
 
     Args:
         importance_K: mean squared activation of each input, which weighs its error; None: all alike.
+        ranges: to start from: the share of the whole range that is cut off below, and above. ``UNEVEN_RANGES`` gives
+            about 5 % less error in nearly three times the time.
     """
     groups = groups_of(weights_NK)
     N, G, _ = groups.shape
@@ -56,9 +67,9 @@ def quantize_int4(weights_NK: Tensor, importance_K: Tensor | None = None, *, rou
     best = torch.full((N, G), float("inf"))
     result = [torch.zeros(N, G), torch.zeros(N, G), torch.zeros(N, G, GROUP)]
     total = weight.sum(-1)
-    for narrower in (0.0, 0.05, 0.1, 0.15, 0.2, 0.25):
-        scale, minimum = (high - low) * (1 - narrower) / 15, low + (high - low) * narrower / 2
-        for _ in range(max(1, rounds // 6)):
+    for below, above in ranges:
+        scale, minimum = (high - low) * (1 - below - above) / 15, low + (high - low) * below
+        for _ in range(2):
             q = ((groups - minimum.unsqueeze(-1)) / scale.clamp_min(1e-12).unsqueeze(-1)).round_().clamp_(0, 15)
             mean_q, mean_w = (q * weight).sum(-1) / total, (groups * weight).sum(-1) / total
             covariance = (q * groups * weight).sum(-1) / total - mean_q * mean_w

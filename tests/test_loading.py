@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -303,3 +305,33 @@ def test_smollm2_answers_and_writes_what_transformers_writes(smollm2: LanguageMo
     prompts = ["The capital of France is", "从前有座山，"]
     theirs = in_transformers(computed_by("torch", "smollm2-135m-instruct"))
     assert_same_greedy_ids(smollm2, theirs, prompts, 8)
+
+
+@pytest.mark.parametrize("kept", ["fp32", "fp16", "int8", None])
+def test_keys_and_values_are_kept_as_asked(place: Path, network: Transformer, tokenizer: Tokenizer, kept: str) -> None:
+    if library.load()[0] is None:
+        pytest.skip("the native engine is not built")
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        for weight in network.parameters():
+            torch.nn.init.normal_(weight, std=0.5)  # a fresh network adds nothing to what it reads
+    folder = save(place / "model", network, tokenizer)
+    model, reference = load(folder, device="cpu", kv_cache=kept), load(folder, device="cpu")
+    assert model.network.decoder.cache == (kept or "fp32")
+    ids_BT = np.array([tokenizer.encode("床前明月光，疑是地上霜")])
+    scores, expected = model.score(ids_BT), reference.score(ids_BT)
+    assert np.array_equal(scores, expected) == (kept in (None, "fp32"))
+    np.testing.assert_allclose(scores, expected, atol=0.2)
+
+
+def test_a_cache_that_cannot_be_had_is_refused(place: Path, network: Transformer, tokenizer: Tokenizer) -> None:
+    folder = save(place / "model", network, tokenizer)
+    with pytest.raises(UsageError, match="--kv-cache int8 needs the native engine") as caught:
+        load(folder, device="cpu", engine="torch", kv_cache="int8")
+    assert "--kv-cache int8" in (caught.value.zh or "")
+    (place / "tiny.arpa").write_text("\\data\\\nngram 1=3\n\n\\1-grams:\n-0.5\t<s>\n-0.5\t</s>\n-0.5\ta\n\n\\end\\\n")
+    with pytest.raises(UsageError, match="is for decoders in the native engine"):
+        load("tiny.arpa", kv_cache="int8")
+    if library.load()[0] is not None:
+        with pytest.raises(UsageError, match="cannot be kept as 'int4'"):
+            load(folder, device="cpu", kv_cache="int4")

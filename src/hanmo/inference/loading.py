@@ -39,6 +39,7 @@ class Place:
     device: torch.device
     precision: str | None = None
     engine: str = "auto"
+    kv_cache: str | None = None
 
     def reason_against_native(self) -> str | None:
         """Why the native engine is not to compute here, whatever the model; None where it may."""
@@ -51,9 +52,14 @@ class Place:
 
     def refusal(self, reason: str) -> UsageError | None:
         """The error where the user asked for the native engine, and it cannot be had."""
-        if self.engine != "native" and self.precision in (None, "fp32"):
+        if self.engine == "native":
+            wanted = "--engine native"
+        elif self.precision not in (None, "fp32"):
+            wanted = f"--precision {self.precision}"
+        elif self.kv_cache is not None:
+            wanted = f"--kv-cache {self.kv_cache}"
+        else:
             return None
-        wanted = "--engine native" if self.engine == "native" else f"--precision {self.precision}"
         return UsageError(
             f"{wanted} needs the native engine, which cannot be used here: {reason}",
             fix="leave the option out: torch computes the model in float32; hanmo doctor says what is missing",
@@ -68,6 +74,7 @@ def load(
     offline: bool = False,
     precision: str | None = None,
     engine: str = "auto",
+    kv_cache: str | None = None,
     draft: str | Path | None = None,
 ) -> Any:
     """Load a model of any kind.
@@ -84,6 +91,8 @@ def load(
             stored, and float32 where they are stored as floats. Floats become "int4" in seconds, each group of weights
             for itself; ``hanmo quantize`` takes minutes and loses far less.
         engine: "native" (C++ for CPUs), "torch", or "auto": native where it can compute the model on this machine.
+        kv_cache: how the native engine keeps keys and values of texts: "fp32", "fp16", or "int8" (half the memory of
+            "fp16", a little less exact); None: "fp32" where the weights are, else "fp16".
         draft: a smaller model with the same tokenizer, which guesses ahead; changes the speed and nothing else.
 
     Returns:
@@ -104,13 +113,20 @@ def load(
         from hanmo.inference.remote import connect
 
         return connect(str(name), offline=offline)
-    place = Place(choose_device(device), precision, engine)
+    place = Place(choose_device(device), precision, engine, kv_cache)
     set_threads()
     folder = adapter_folder(str(name))
     if folder is not None:
         model: Any = load_adapted(folder, place, str(name), offline=offline)
     else:
         model = load_path(find(str(name), offline=offline), place, str(name))
+    if kv_cache is not None and not hasattr(getattr(model, "network", None), "decoder"):
+        raise UsageError(
+            f"--kv-cache {kv_cache} is for decoders in the native engine, which this model is not",
+            where=str(name),
+            fix="leave the option out",
+            zh=f"--kv-cache {kv_cache} 只用于本地推理引擎中的解码器，这个模型不是。请去掉该选项",
+        )
     if draft is not None:
         smaller = load(draft, device=device, offline=offline, engine=engine)
         model.engine.new_guesser = model.guesser_of(smaller)
@@ -424,7 +440,7 @@ def load_native(path: Path, place: Place, name: str) -> LanguageModel | None:
 
         loaded = open_native(path, place.precision)
         if not isinstance(loaded, str):
-            network = NativeNetwork(NativeDecoder(loaded.config, loaded.parts))
+            network = NativeNetwork(NativeDecoder(loaded.config, loaded.parts, cache=place.kv_cache))
             return assemble(network, loaded, name=name, prefix=stored_prefix(path, loaded))
         reason = loaded
     if quantized:

@@ -9,6 +9,7 @@ from hanmo.settings import option
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 ENGINES = ("auto", "native", "torch")
+CACHES = ("fp32", "fp16", "int8")
 
 
 @dataclass
@@ -29,6 +30,14 @@ class EngineSettings:
         "what computes: native (C++, on CPUs), torch, or auto (native where it can)",
         zh="计算引擎：native（C++，用于 CPU）、torch，或 auto（能用则用 native）",
         choices=ENGINES,
+    )
+    kv_cache: str | None = option(
+        None,
+        "keys and values of texts in the native engine: fp32, fp16, or int8 (half the memory of fp16, a little less "
+        "exact); default: fp32 where the weights are, else fp16",
+        zh="本地引擎中文本的键值缓存：fp32、fp16 或 int8（内存为 fp16 的一半，略有误差）；权重为 fp32 时默认 fp32，"
+        "否则默认 fp16",
+        choices=CACHES,
     )
 
     def engine_options(self) -> dict[str, Any]:

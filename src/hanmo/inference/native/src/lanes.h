@@ -41,7 +41,8 @@ constexpr int kTilePanels = 1, kMinimumRows = 3, kTileRows = 3, kTallRows = 3;
 #else
 constexpr int kTilePanels = 1, kMinimumRows = 4, kTileRows = 4, kTallRows = 4;
 #endif
-constexpr int kDirectRows = 32;  // for so many rows, 4-bit weights are expanded anew for each tile
+constexpr int kDirectRows = 32;        // for so many rows, 4-bit weights are expanded anew for each tile
+constexpr int kBytesDirectRows = 128;  // for so many rows, 8-bit weights are read where they lie
 
 typedef float lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t ilanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));

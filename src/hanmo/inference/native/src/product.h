@@ -1,8 +1,8 @@
 // Products of a matrix with rows of activations: out[row][output], for some panels of the matrix.
 //
 // A tile of rows and panels keeps all its sums in registers; the weights of the panels are read once for each tile. For
-// many rows 4-bit weights are expanded to bytes first, two panels at a time. The order of every sum is the same in all
-// tiles.
+// many rows the weights of two panels are first expanded to bytes, those of 8 bits copied: the same few pages serve all
+// panels and stay near. The order of every sum is the same in all tiles.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +45,7 @@ struct Panel {
       const Bytes both = load_bytes(p + two * 64);
       first = low_nibbles(both);
       second = high_nibbles(both);
-    } else if constexpr (kind == kInt8) {
+    } else if constexpr (kind == kInt8 && !expanded) {
       first = load_weights(p + two * 128);
       second = load_weights(p + two * 128 + 64);
     } else {
@@ -138,7 +138,7 @@ void multiply_rows(const Panel<kind, expanded>* w, int64_t panel, const Activati
   }
 }
 
-// 4-bit weights of the panels of a tile, expanded to bytes.
+// Weights of the panels of a tile as bytes.
 struct Expanded {
   Buffer<uint8_t> values;
 
@@ -155,7 +155,7 @@ struct Expanded {
         store_bytes(begin + g * 512 + two * 128, first);
         store_bytes(begin + g * 512 + two * 128 + 64, second);
       }
-      w.prefetch(g + kAhead / 256, 0, 4);
+      w.prefetch(g + kAhead / w.kBytes, 0, w.kBytes / 64);
     }
     return begin;
   }
@@ -169,9 +169,9 @@ void multiply_quantised(const Matrix& m, int64_t begin, int64_t end, const Activ
     for (; panel + kTilePanels <= end; panel += kTilePanels) {
       Panel<kind, false> w[kTilePanels];
       for (int p = 0; p < kTilePanels; p++) w[p] = {m.group_values(panel + p, 0), m.group_scale(panel + p, 0)};
-      if (kind == kInt8 || rows <= kDirectRows) {
+      if (rows <= (kind == kInt8 ? kBytesDirectRows : kDirectRows)) {
         multiply_rows<kind, false, kTilePanels>(w, panel, a, rows, target);
-      } else if constexpr (kind != kInt8) {
+      } else {
         Panel<kind, true> bytes[kTilePanels];
         for (int p = 0; p < kTilePanels; p++) bytes[p] = {work.take(w[p], p, m.groups()), w[p].halves};
         multiply_rows<kind, true, kTilePanels>(bytes, panel, a, rows, target);

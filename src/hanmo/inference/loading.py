@@ -313,7 +313,7 @@ def with_tokenizer(network: Network, path: Path, name: str) -> LanguageModel:
     raw, file = read_object(path / "config.json"), path / "generation_config.json"
     generation = {**raw, **(read_object(file) if file.exists() else {})}
     ends = known_ids(generation.get("eos_token_id"), network.vocab_size, str(path))
-    prefix = separator(tokenizer) if expects_bos(path, tokenizer.bos_id) else []
+    prefix = separator(tokenizer) if expects_bos(path, tokenizer, tokenizer.bos_id) else []
     return LanguageModel(network, tokenizer, name=name, eos_ids=ends, prompt_prefix=prefix)
 
 

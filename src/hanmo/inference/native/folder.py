@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +26,7 @@ from hanmo.errors import ModelError
 from hanmo.folder import MANIFEST, atomic_folder, listed_files, read_manifest, write_json
 from hanmo.inference.native.decoder import LoadedParts, reason_against, sizes_of_parts
 from hanmo.inference.native.layout import KINDS, Packed, all_finite, shapes_of_packed
-from hanmo.inference.native.memory import ALIGNMENT, Arena, without_collection
+from hanmo.inference.native.memory import ALIGNMENT, huge_memory, vocabulary_reading
 from hanmo.inference.native.model import Parts
 from hanmo.models.architectures import write_config
 from hanmo.models.checkpoints.huggingface import check_manifest, read_config, read_generation, read_object
@@ -209,7 +210,7 @@ def open_quantized(folder: str | Path, *, mapped: bool = True) -> LoadedParts:
         )
     header, metadata, start = read_whole_header(folder / WEIGHTS)
     check_size(config, len(header), str(folder))
-    with without_collection():
+    with vocabulary_reading():
         tokenizer = Tokenizer.load(folder)
         generation = read_generation(folder, raw, config, tokenizer)
     check_vocabulary(tokenizer, config, str(folder / "tokenizer.json"))
@@ -298,18 +299,14 @@ def map_file(path: Path) -> Callable[[int, int], Tensor]:
 
 
 def read_file(path: Path) -> Callable[[int, int], Tensor]:
-    """A function that reads the bytes of a file from one place to another into huge pages."""
-    arena = Arena()
-
-    def read(first: int, last: int) -> Tensor:
-        values = arena.take(last - first)
-        with path.open("rb") as stream:
-            stream.seek(first)
-            if stream.readinto(values.numpy().data) != last - first:
-                refuse(path, "the file was changed while it was read")
-        return values
-
-    return read
+    """As :func:`map_file`, but read into huge pages."""
+    with path.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        whole = huge_memory(size)[:size]
+        place, count = whole.numpy().data, 0
+        while count < size and (more := stream.readinto(place[count:])):  # the system gives 2 GB at a time
+            count += more
+    return lambda first, last: whole[first : min(last, count)]
 
 
 def parts_of_file(
@@ -328,7 +325,10 @@ def parts_of_file(
 
     def tensor(name: str) -> Tensor:
         first, last = header[name]["data_offsets"]
-        values = read(start + first, start + last).view(types[header[name]["dtype"]]).view(header[name]["shape"])
+        raw = read(start + first, start + last)
+        if len(raw) != last - first:
+            refuse(path, "the file was changed while it was read")
+        values = raw.view(types[header[name]["dtype"]]).view(header[name]["shape"])
         if values.is_floating_point() and not all_finite(values):
             refuse(path, f"the tensor '{name}' holds NaN or infinite values")
         return values

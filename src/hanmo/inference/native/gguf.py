@@ -15,7 +15,7 @@ from hanmo.errors import ModelError
 from hanmo.inference.native.blocks import from_rows
 from hanmo.inference.native.decoder import LoadedParts, Weights, prepare, reason_against
 from hanmo.inference.native.layout import Matrix, Quantized, all_finite
-from hanmo.inference.native.memory import Arena, without_collection
+from hanmo.inference.native.memory import Arena, vocabulary_reading
 from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, unpermute
 from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES
 from hanmo.models.checkpoints.weights import refuse
@@ -37,7 +37,7 @@ def open_gguf(path: str | Path, precision: str | None = None) -> LoadedParts | s
         ModelError: the file is damaged, of an unknown architecture, or stored in a type that is not known.
     """
     path = Path(path)
-    with without_collection():
+    with vocabulary_reading():
         file = open_file(path)
     reason = reason_against(file.config)
     if reason:

@@ -219,7 +219,7 @@ def read_generation(
         value = generation.get(key, raw.get(key))
         ids = known_ids(own if value is None else value, config.vocab_size, str(path if path.exists() else folder))
         generation[key] = ids if key == "eos_token_id" else (ids[0] if ids else None)
-    generation["add_bos_token"] = expects_bos(folder, generation["bos_token_id"])
+    generation["add_bos_token"] = expects_bos(folder, tokenizer, generation["bos_token_id"])
     return generation
 
 
@@ -229,7 +229,7 @@ def forbidden(value: Any) -> list[int]:
     return [word[0] for word in words if isinstance(word, list) and len(word) == 1 and type(word[0]) is int]
 
 
-def expects_bos(folder: Path, bos_id: int | None) -> bool:
+def expects_bos(folder: Path, tokenizer: Tokenizer, bos_id: int | None) -> bool:
     """Whether the folder's tokenizer puts BOS before a plain text: ``add_bos_token``, else its post-processor."""
     if bos_id is None:
         return False
@@ -237,7 +237,7 @@ def expects_bos(folder: Path, bos_id: int | None) -> bool:
     flag = read_object(path).get("add_bos_token") if path.exists() else None
     if isinstance(flag, bool):
         return flag
-    processor = read_object(folder / "tokenizer.json").get("post_processor") or {}
+    processor = tokenizer.post_processor or {}
     try:
         for stage in processor.get("processors", [processor]):
             if stage.get("type") == "TemplateProcessing":

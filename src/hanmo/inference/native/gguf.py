@@ -16,7 +16,7 @@ from hanmo.inference.native.blocks import from_rows
 from hanmo.inference.native.decoder import LoadedParts, Weights, prepare, reason_against
 from hanmo.inference.native.layout import Matrix, Quantized, all_finite
 from hanmo.inference.native.memory import Arena, vocabulary_reading
-from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, unpermute
+from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, row_layout, unpermute
 from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES
 from hanmo.models.checkpoints.weights import refuse
 from hanmo.models.tensors import check_shapes
@@ -61,7 +61,8 @@ def read_matrix(file: OpenedFile, name: str) -> Matrix:
     """
     source = file.sources[name]
     kind, _, _ = TENSOR_TYPES[source.info.type]
-    matrix = from_rows(kind, torch.from_numpy(read_rows(file.path, source.info, source.rows)))
+    _, _, size = row_layout(source.info)
+    matrix = from_rows(kind, source.rows, size, lambda rows: torch.from_numpy(read_rows(file.path, source.info, rows)))
     numbers = [matrix] if isinstance(matrix, Tensor) else [matrix.scales_NG, matrix.minima_NG]
     check_finite(file.path, source.info.name, numbers)
     if source.heads:

@@ -37,6 +37,7 @@ class Arena:
     def take(self, size: int) -> Tensor:
         """Memory for ``size`` bytes, from a multiple of 64 on; uint8."""
         if self.used + size > len(self.piece):
+            give_back()  # what the conversion of earlier weights took, before there is more
             self.piece, self.used = huge_memory(max(size, PIECE)), 0
         start, self.used = self.used, self.used + size + -size % ALIGNMENT
         return self.piece[start : start + size]

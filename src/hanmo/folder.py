@@ -294,7 +294,12 @@ def verify(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
     for name, expected in listed_files(folder, manifest).items():
         path = folder / name
         if not path.is_file():
-            raise ModelError("the file is missing", where=str(path), fix="copy or build the folder again")
+            raise ModelError(
+                "the file is missing, its manifest lists it",
+                where=str(path),
+                fix="copy or build the folder again",
+                zh="清单中列出的文件不存在。请重新复制或重新生成",
+            )
         size = path.stat().st_size
         if size != expected["size"]:
             raise ModelError(

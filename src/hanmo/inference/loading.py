@@ -413,6 +413,7 @@ def stored_prefix(path: Path, loaded: LoadedModel | LoadedParts) -> list[int]:
                     f"prompt_prefix must be a list of token ids from 0 to {size - 1}, not {prefix!r}",
                     where=str(path / "hanmo.json"),
                     fix="remove the entry, or build the model again",
+                    zh=f"prompt_prefix 须为 0 到 {size - 1} 的编号列表，而不是 {prefix!r}。请删除该项，或重新生成模型",
                 )
             return prefix
     bos = loaded.generation.get("bos_token_id")

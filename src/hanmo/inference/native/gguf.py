@@ -18,7 +18,7 @@ from hanmo.inference.native.layout import Matrix, Quantized, all_finite
 from hanmo.inference.native.memory import Arena, vocabulary_reading
 from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, row_layout, unpermute
 from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES
-from hanmo.models.checkpoints.weights import refuse
+from hanmo.models.checkpoints.weights import COPY_AGAIN, refuse
 from hanmo.models.tensors import check_shapes
 from hanmo.models.transformer import Transformer, shapes_of
 
@@ -47,7 +47,8 @@ def open_gguf(path: str | Path, precision: str | None = None) -> LoadedParts | s
     try:
         check_shapes(expected, {name: source.shape for name, source in file.sources.items()})
     except ModelError as error:
-        raise ModelError(error.what, where=str(path), why=error.why, fix=error.fix, zh=error.zh) from None
+        fix = error.fix or COPY_AGAIN
+        raise ModelError(error.what, where=str(path), why=error.why, fix=fix, zh=error.zh) from None
     weights = Weights(lambda name: read_matrix(file, name), lambda name: read_vector(file, name))
     parts = prepare(file.config, weights, precision, Arena().place)
     return LoadedParts(file.config, parts, file.tokenizer, file.generation, str(path))

@@ -115,7 +115,11 @@ def stack(parts: Sequence[Matrix]) -> Matrix:
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
     same = [part for part in parts if isinstance(part, Quantized) and part.kind == first.kind]
     if len(same) < len(parts):
-        raise ModelError("matrices that are joined have different kinds of weights")
+        raise ModelError(
+            "matrices that are joined have different kinds of weights",
+            fix="bring them to one kind first",
+            zh="要合并的矩阵权重类型不同，请先统一类型",
+        )
     return first.joined(same, lambda tensors: torch.cat(list(tensors)))
 
 
@@ -135,7 +139,11 @@ def alternate(first: Matrix, second: Matrix) -> Matrix:
         return alternated([first, second])
     both = [part for part in (first, second) if isinstance(part, Quantized) and part.kind == first.kind]
     if len(both) < 2:
-        raise ModelError("a gate and what it multiplies have different kinds of weights")
+        raise ModelError(
+            "a gate and what it multiplies have different kinds of weights",
+            fix="bring them to one kind first",
+            zh="门控矩阵与所乘矩阵的权重类型不同，请先统一类型",
+        )
     return first.joined(both, alternated)
 
 

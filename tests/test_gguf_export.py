@@ -39,8 +39,8 @@ from hanmo.text.report import SAMPLES
 from hanmo.text.tokenizer import Tokenizer
 from hanmo.text.training import train_bpe, train_char, train_words
 
+from .gguf_cases import TEXTS, bpe
 from .stories import build_gguf
-from .test_gguf import TEXTS, bpe
 
 CONFIG = TransformerConfig(400, 256, 3, 4, 2, 64, 512, 128, rope_theta=50_000.0)
 LLAMA3 = {

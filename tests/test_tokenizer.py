@@ -228,6 +228,47 @@ def test_control_tokens_in_text_stay_text(bpe: Tokenizer, char: Tokenizer, forei
     assert not set(char.encode(CONTROL)) & set(char.special_tokens.values())
 
 
+def test_text_without_control_tokens_needs_no_second_tokenizer(foreign: Tokenizer) -> None:
+    fresh = Tokenizer.from_json(foreign.to_json())
+    for text in ("from here to there", "<|im_start|", "2024年5月"):
+        assert fresh.encode(text) == slow_ids(foreign, text)
+    assert not {"_plain", "_fast"} & vars(fresh).keys()
+    assert fresh.encode(CONTROL) == slow_ids(foreign, CONTROL)
+    assert "_plain" in vars(fresh)
+    assert "_fast" not in vars(fresh)
+    documents = ["many words " * 2 * fresh.vocab_size]
+    assert fresh.encode_documents(documents)[0].tolist() == slow_ids(foreign, documents[0])
+    assert "_fast" in vars(fresh)
+
+
+def with_control(content: str, normalizer: str | None) -> Tokenizer:
+    """A tokenizer with a control token that text can spell in another way than by its characters."""
+    definition = json.loads(imported("gpt2").to_json())
+    token = definition["added_tokens"][1]
+    definition["model"]["vocab"][content] = definition["model"]["vocab"].pop(token["content"])
+    token["content"] = content
+    definition["model"]["ignore_merges"] = True
+    definition["normalizer"] = {"type": normalizer} if normalizer else None
+    return Tokenizer.from_json(json.dumps(definition))
+
+
+@pytest.mark.parametrize(
+    ("content", "normalizer", "text"),
+    [
+        ("Ġzq", None, " zq"),  # a space, as the table of bytes writes it
+        ("zKq", "NFC", "z\u212aq"),  # the sign of Kelvin is composed to a K
+        ("fizq", "NFKC", "\ufb01zq"),
+        ("zqz", "Lowercase", "ZQZ"),
+    ],
+)
+def test_control_tokens_cannot_be_spelled_otherwise(content: str, normalizer: str | None, text: str) -> None:
+    tokenizer = with_control(content, normalizer)
+    index = tokenizer.special_tokens[content]
+    assert tokenizer.encode(text, special=True) == [index]
+    assert index not in tokenizer.encode(text)
+    assert tokenizer.encode(text) == slow_ids(tokenizer, text)
+
+
 def test_control_tokens_are_recognised_on_request(bpe: Tokenizer, foreign: Tokenizer) -> None:
     assert bpe.encode(CONTROL, special=True)[0] == 2
     assert bpe.encode(CONTROL, special=True)[-2:] == [3, 0]

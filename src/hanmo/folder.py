@@ -47,13 +47,25 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError("the file is missing", where=str(path)) from None
+        raise ModelError(
+            "the file is missing",
+            where=str(path),
+            fix="copy it again from where it came",
+            zh="文件不存在。请从来源处重新复制",
+        ) from None
     except json.JSONDecodeError as error:
-        raise ModelError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+        raise not_json(f"{path}:{error.lineno}", f"not valid JSON: {error.msg}", "不是有效的 JSON") from None
     except UnicodeDecodeError:
-        raise ModelError("not valid UTF-8", where=str(path)) from None
+        raise not_json(str(path), "not valid UTF-8", "不是有效的 UTF-8") from None
     except (ValueError, RecursionError):  # numbers of thousands of digits, thousands of nested brackets
-        raise ModelError("not JSON that any program writes", where=str(path)) from None
+        raise not_json(str(path), "not JSON that any program writes", "不是任何程序会写出的 JSON") from None
+
+
+def not_json(where: str, what: str, zh: str) -> ModelError:
+    """The error for a file that should be JSON."""
+    return ModelError(
+        what, where=where, fix="copy the file again from where it came", zh=f"{zh}。请从来源处重新复制该文件"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -257,7 +269,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return {}
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ModelError("the manifest is not a JSON object", where=str(path))
+        raise ModelError(
+            "the manifest is not a JSON object",
+            where=str(path),
+            fix="copy or build the folder again",
+            zh="清单不是 JSON 对象。请重新复制或重新生成文件夹",
+        )
     return value
 
 
@@ -277,7 +294,12 @@ def listed_files(folder: Path, manifest: dict[str, Any]) -> dict[str, dict[str, 
         for name, entry in files.items()
     ):
         return files
-    raise ModelError("the manifest is damaged", where=str(folder / MANIFEST), fix="copy or build the folder again")
+    raise ModelError(
+        "the manifest is damaged",
+        where=str(folder / MANIFEST),
+        fix="copy or build the folder again",
+        zh="清单已损坏。请重新复制或重新生成文件夹",
+    )
 
 
 def verify(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
@@ -294,7 +316,12 @@ def verify(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
     for name, expected in listed_files(folder, manifest).items():
         path = folder / name
         if not path.is_file():
-            raise ModelError("the file is missing", where=str(path), fix="copy or build the folder again")
+            raise ModelError(
+                "the file is missing, its manifest lists it",
+                where=str(path),
+                fix="copy or build the folder again",
+                zh="清单中列出的文件不存在。请重新复制或重新生成",
+            )
         size = path.stat().st_size
         if size != expected["size"]:
             raise ModelError(

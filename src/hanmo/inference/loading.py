@@ -20,7 +20,7 @@ from hanmo.inference.networks import Network
 from hanmo.models.architectures import ARCHITECTURES
 from hanmo.models.checkpoints.gguf import load_gguf, load_gguf_tokenizer
 from hanmo.models.checkpoints.huggingface import check_manifest, expects_bos, load_folder, read_config, read_object
-from hanmo.models.checkpoints.weights import LoadedModel, known_ids
+from hanmo.models.checkpoints.weights import COPY_AGAIN, LoadedModel, known_ids
 from hanmo.models.device import choose_device, set_threads
 from hanmo.models.transformer import Transformer, TransformerConfig, build
 from hanmo.text.tokenizer import Tokenizer
@@ -313,7 +313,7 @@ def with_tokenizer(network: Network, path: Path, name: str) -> LanguageModel:
     raw, file = read_object(path / "config.json"), path / "generation_config.json"
     generation = {**raw, **(read_object(file) if file.exists() else {})}
     ends = known_ids(generation.get("eos_token_id"), network.vocab_size, str(path))
-    prefix = separator(tokenizer) if expects_bos(path, tokenizer.bos_id) else []
+    prefix = separator(tokenizer) if expects_bos(path, tokenizer, tokenizer.bos_id) else []
     return LanguageModel(network, tokenizer, name=name, eos_ids=ends, prompt_prefix=prefix)
 
 
@@ -413,6 +413,7 @@ def stored_prefix(path: Path, loaded: LoadedModel | LoadedParts) -> list[int]:
                     f"prompt_prefix must be a list of token ids from 0 to {size - 1}, not {prefix!r}",
                     where=str(path / "hanmo.json"),
                     fix="remove the entry, or build the model again",
+                    zh=f"prompt_prefix 须为 0 到 {size - 1} 的编号列表，而不是 {prefix!r}。请删除该项，或重新生成模型",
                 )
             return prefix
     bos = loaded.generation.get("bos_token_id")
@@ -438,10 +439,16 @@ def load_native(path: Path, place: Place, name: str) -> LanguageModel | None:
         from hanmo.inference.native.network import NativeNetwork
         from hanmo.inference.native.opening import open_native
 
-        loaded = open_native(path, place.precision)
-        if not isinstance(loaded, str):
-            network = NativeNetwork(NativeDecoder(loaded.config, loaded.parts, cache=place.kv_cache))
-            return assemble(network, loaded, name=name, prefix=stored_prefix(path, loaded))
+        try:
+            loaded = open_native(path, place.precision)
+            if not isinstance(loaded, str):
+                network = NativeNetwork(NativeDecoder(loaded.config, loaded.parts, cache=place.kv_cache))
+                return assemble(network, loaded, name=name, prefix=stored_prefix(path, loaded))
+        except ModelError as error:  # the engine knows sizes and numbers, not the file they came from
+            if str(path) in error.where:
+                raise
+            fix = error.fix or COPY_AGAIN
+            raise ModelError(error.what, where=str(path), why=error.why, fix=fix, zh=error.zh) from None
         reason = loaded
     if quantized:
         raise ModelError(

@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,18 @@ import tokenizers
 
 from hanmo.errors import DataError, ModelError
 from hanmo.folder import write_json
+from hanmo.text.definitions import (
+    build,
+    chat_template_of,
+    malformed,
+    parse_object,
+    read_object,
+    read_text,
+    token_text,
+    untypeable,
+    without_control_tokens,
+    without_tables,
+)
 from hanmo.text.fast import (
     BYTE_OF_CHARACTER,
     JOIN_CHARACTERS,
@@ -32,10 +45,11 @@ from hanmo.text.fast import (
     IdArray,
     Unsuitable,
     fast_encoder,
-    merge_pairs,
     steps,
 )
 
+FAST_FROM = 20  # characters of text for each token of the vocabulary, from which on the fast encoder pays: making it
+# for a vocabulary of 50,000 takes 0.6 s and 80 MB, which a chat would wait for and never win back
 WORD_SPACES = "[ \\t\\n\\r\\f\\v\u3000]+"  # between the words of a word tokenizer
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -76,16 +90,16 @@ class Tokenizer:
         chat_template: str | None = None,
         source: str = "tokenizer.json",
     ) -> None:
-        self._text = text
-        self._definition = parse_object(text, source)
+        self._definition = without_tables(parse_object(text, source))
         self._full = build(text, source)
+        self._json, self._source = text.encode(), source  # half the memory of a text with letters like Ġ
         try:
             added = list(self._definition.get("added_tokens") or [])
             # Added tokens made of spaces only (GPT-NeoX has them) are ordinary text; all others are markup.
             control = [token for token in added if token["special"] or token["content"].strip()]
             self.special_tokens: dict[str, int] = {token["content"]: token["id"] for token in control}
             self._hidden = {token["id"] for token in control if token["special"]}
-            self._plain_definition = without_control_tokens(self._definition, self.special_tokens)
+            kind = self._definition["model"]["type"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise malformed(source, f"{type(error).__name__} {error}") from None
         vocabulary: dict[str, int] = self._full.get_vocab(with_added_tokens=True)
@@ -101,6 +115,7 @@ class Tokenizer:
         self.sep_id = self._control_id(sep_token, "[SEP]")
         self.mask_id = self._control_id(mask_token, "[MASK]", "<mask>")
         self.chat_template = chat_template
+        self._encoded = 0  # characters, in groups
         decoders = steps(self._definition.get("decoder"))
         self._decoders = {step["type"] for step in decoders}
         self.is_byte_level = "ByteLevel" in self._decoders
@@ -111,7 +126,7 @@ class Tokenizer:
         )
         chain = steps(self._definition.get("pre_tokenizer"))
         self.is_word_level = (
-            self._definition["model"]["type"] == "WordLevel"
+            kind == "WordLevel"
             and [step.get("pattern") for step in chain] == [{"Regex": WORD_SPACES}]
             and not self._decoders
         )
@@ -210,7 +225,7 @@ class Tokenizer:
             "chat_template": self.chat_template,
         }
         config = {key: value for key, value in config.items() if value is not None}
-        (folder / "tokenizer.json").write_text(self._text, encoding="utf-8")
+        (folder / "tokenizer.json").write_bytes(self._json)
         write_json(folder / "tokenizer_config.json", {**config, "clean_up_tokenization_spaces": False})
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
@@ -222,12 +237,13 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The text of ``tokenizer.json``."""
-        return self._text
+        return self._json.decode()
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides ids: vocabulary, merges, rules, and which ids are BOS, EOS and padding."""
-        parts = {key: self._definition.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        definition = parse_object(self._json, self._source)
+        parts = {key: definition.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         parts["roles"] = [self.bos_id, self.eos_id, self.pad_id]
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -241,16 +257,49 @@ class Tokenizer:
 
     # -- encoding ------------------------------------------------------------------------------------------------------
 
+    def _without(self, control: dict[str, int]) -> dict[str, Any]:
+        """The whole definition without some control tokens. It is read again each time: parsed, a vocabulary takes ten
+        times the memory of its text."""
+        definition = parse_object(self._json, self._source)
+        try:
+            return without_control_tokens(definition, control)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise malformed(self._source, f"{type(error).__name__} {error}") from None
+
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
         """The tokenizer without its control tokens."""
-        return build(json.dumps(self._plain_definition), "tokenizer.json")
+        return build(json.dumps(self._without(self.special_tokens)), self._source)
+
+    @cached_property
+    def _spelled(self) -> bool:
+        """Whether a control token can only come of a text in which its characters stand.
+
+        That is so where text is taken as it is, character by character, and no part of a token is marked: the
+        characters of these control tokens then stand for themselves alone.
+        """
+        model, allowed = self._definition["model"], {"ByteLevel", "Split", "Digits"}
+        return (
+            model["type"] == "BPE"
+            and not any(map(model.get, ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")))
+            and {step["type"] for step in steps(self._definition.get("pre_tokenizer"))} <= allowed
+            and {step["type"] for step in steps(self._definition.get("normalizer"))} <= {"NFC"}
+            and all(re.fullmatch("[!-~]+", token) for token in self.special_tokens)
+        )
+
+    def _library(self, text: str) -> tokenizers.Tokenizer:
+        """What encodes a text: the tokenizer without control tokens, or the one with them where they make no
+        difference, so that most programs need only one of the two."""
+        if "_plain" in self.__dict__ or not self._spelled or any(token in text for token in self.special_tokens):
+            return self._plain
+        composed = not self._definition.get("normalizer") or unicodedata.is_normalized("NFC", text)
+        return self._full if composed else self._plain
 
     @cached_property
     def _fast(self) -> BpeEncoder | CharacterEncoder | str:
         """The fast encoder, or the reason why there is none."""
         try:
-            return fast_encoder(self._plain_definition, lambda text: list(self._plain.encode(text).ids))
+            return fast_encoder(self._without(self.special_tokens), lambda text: list(self._plain.encode(text).ids))
         except Unsuitable as reason:
             return str(reason)
 
@@ -285,19 +334,19 @@ class Tokenizer:
             DataError: the text has a lone surrogate.
         """
         require_utf8(text)
-        encoding = self._plain.encode(text, add_special_tokens=False)
+        encoding = self._library(text).encode(text, add_special_tokens=False)
         return list(encoding.ids), list(encoding.offsets)
 
     @cached_property
     def _masking(self) -> tokenizers.Tokenizer:
         """The tokenizer without its control tokens but the mask."""
         control = {token: index for token, index in self.special_tokens.items() if index != self.mask_id}
-        definition = without_control_tokens(self._definition, control)
+        definition = self._without(control)
         definition["added_tokens"] = [  # all of them: tokens after a missing one would get other ids
             {**token, "content": untypeable(control[token["content"]])} if token["content"] in control else token
             for token in self._definition.get("added_tokens") or []
         ]
-        return build(json.dumps(definition), "tokenizer.json")
+        return build(json.dumps(definition), self._source)
 
     def encode_masked(self, text: str) -> list[int]:
         """As :meth:`encode`, but the mask token is recognised; no other control token is.
@@ -327,6 +376,7 @@ class Tokenizer:
             groups[-1].append(text)
             size += len(text)
         threads = min(threads or default_threads(), len(groups))
+        self._encoded += sum(map(len, texts))
         try:
             if threads == 1:
                 return [ids for group in groups for ids in self._encode_group(group)]
@@ -345,8 +395,9 @@ class Tokenizer:
         return [ids.tolist() for ids in self.encode_documents(texts, threads=threads)]
 
     def _encode_group(self, texts: Sequence[str]) -> list[IdArray]:
-        """Encode on the fast path, and with ``tokenizers`` what it cannot take."""
-        if isinstance(self._fast, str):
+        """Encode on the fast path; with ``tokenizers`` what it cannot take, and what is too little to make it."""
+        little = max(self._encoded, sum(map(len, texts))) < FAST_FROM * self.vocab_size
+        if ("_fast" not in self.__dict__ and little) or isinstance(self._fast, str):
             return self._encode_together(texts)
         try:
             found = self._fast.encode_group(texts)
@@ -358,11 +409,14 @@ class Tokenizer:
 
     def _encode_together(self, texts: Sequence[str]) -> list[IdArray]:
         """Encode with ``tokenizers``, which takes a fifth of the time for many texts at once and uses all threads."""
+        if len(texts) == 1:
+            return [self._encode_slowly(texts[0])]
         for text in texts:
             require_utf8(text)
+        library = next((found for found in map(self._library, texts) if found is not self._full), self._full)
         os.environ.setdefault("RAYON_NUM_THREADS", str(default_threads()))  # read when the library starts its threads
         try:
-            found = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+            found = library.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception:  # the library raises plain Exception and does not say for which text
             return [self._encode_slowly(text) for text in texts]
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in found]
@@ -370,7 +424,7 @@ class Tokenizer:
     def _encode_slowly(self, text: str) -> IdArray:
         require_utf8(text)
         try:
-            return np.array(self._plain.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+            return np.array(self._library(text).encode(text, add_special_tokens=False).ids, dtype=np.uint32)
         except Exception:  # the library raises plain Exception
             missing = [word for word in re.split(WORD_SPACES, text) if word and word not in self.words]
             if not self.is_word_level or not missing:
@@ -390,9 +444,9 @@ class Tokenizer:
     # -- decoding ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
+    def _bytes(self) -> BytesOfIds:
         """The bytes of every id; none for control tokens and for ids that no token has."""
-        return [self._bytes_of(index) for index in range(self.vocab_size)]
+        return BytesOfIds(self._bytes_of)
 
     def _bytes_of(self, index: int) -> bytes:
         token = self._token_of_id.get(index, "")
@@ -452,117 +506,16 @@ class Tokenizer:
             )
 
 
-def untypeable(token_id: int) -> str:
-    """A name for a control token that stands in no text."""
-    return f"\U0010fffd{token_id}\U0010fffd"
+class BytesOfIds(dict[int, bytes]):
+    """The bytes of ids, found when they are first asked for: most texts have few of the tokens of a vocabulary."""
 
+    def __init__(self, find: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self.find = find
 
-def without_control_tokens(definition: dict[str, Any], control: dict[str, int]) -> dict[str, Any]:
-    """A definition whose control tokens no text can reach; all other tokens keep their ids.
-
-    They leave the added tokens. In the vocabulary of the model, where a piece of text could match them as well, they
-    are renamed to something that cannot be typed; merges that would make them go.
-    """
-    model = dict(definition["model"])
-    unknown = model.get("unk_token")
-    hidden = {token for token in control if token != unknown}
-
-    def rename(token: str) -> str:
-        return untypeable(control[token]) if token in hidden else token
-
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {rename(token): index for token, index in vocabulary.items()}
-    else:  # Unigram: pairs of token and score
-        model["vocab"] = [[rename(token), score] for token, score in vocabulary]
-    if "merges" in model:
-        model["merges"] = [list(pair) for pair in merge_pairs(model) if not {*pair, "".join(pair)} & hidden]
-    kept = [token for token in definition.get("added_tokens") or [] if token["content"] not in control]
-    other = {key: definition.get(key) for key in ("version", "normalizer", "pre_tokenizer", "decoder")}
-    return {**other, "added_tokens": kept, "model": model, "truncation": None, "padding": None, "post_processor": None}
-
-
-def build(text: str, source: str) -> tokenizers.Tokenizer:
-    """A ``tokenizers`` object without truncation and padding.
-
-    Raises:
-        ModelError: the text is JSON, but not a tokenizer.
-    """
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:  # the library raises plain Exception with the place, and panics on a damaged table
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        place = re.search(r"at line (\d+)", str(error))
-        raise malformed(f"{source}:{place[1]}" if place else source, str(error)[:300]) from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def malformed(where: str, detail: str) -> ModelError:
-    """The error for a file that is JSON but not a tokenizer."""
-    return ModelError(
-        f"this is not a tokenizer: {detail}",
-        where=where,
-        fix="copy the file again from where it came",
-        zh=f"这不是可用的分词器文件（{detail}）。请重新复制该文件",
-    )
-
-
-def parse_object(text: str, source: str) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ModelError: it is not JSON (with the line) or not an object.
-    """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"not valid JSON: {error.msg}",
-            where=f"{source}:{error.lineno}",
-            why="the file is truncated or damaged",
-            fix="copy the file again from where it came",
-            zh=f"不是有效的 JSON（{error.msg}），文件可能被截断。请重新复制该文件",
-        ) from None
-    except RecursionError:
-        raise malformed(source, "it is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise malformed(source, "it is not a JSON object")
-    return value
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file of a tokenizer folder.
-
-    Raises:
-        ModelError: it is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ModelError("not valid UTF-8", where=str(path), zh="不是有效的 UTF-8") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no such file."""
-    return parse_object(read_text(path), str(path)) if path.is_file() else {}
-
-
-def token_text(value: Any) -> str | None:
-    """A token as configuration files write it: a string, or an object with ``content``."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) and value else None
-
-
-def chat_template_of(value: Any) -> str | None:
-    """The chat template in ``tokenizer_config.json``: a string, or a list of named ones with a ``default``."""
-    if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) and value else None
+    def __missing__(self, index: int) -> bytes:
+        self[index] = found = self.find(index)
+        return found
 
 
 def require_utf8(text: str, where: str = "") -> None:

@@ -34,19 +34,31 @@ IQ4_LEVELS = np.array(  # ggml's kvalues_iq4nl, as offset bytes
 )
 
 
-def from_rows(kind: str, raw_NB: Tensor) -> Matrix:
-    """A matrix of GGUF.
+def from_rows(kind: str, rows: range, size: int, read: Callable[[range], Tensor]) -> Matrix:
+    """A matrix of GGUF, a part at a time, so that it is in memory only in the form that comes out.
 
     Args:
         kind: the name of its type in :mod:`hanmo.models.checkpoints.gguf_header`.
-        raw_NB: its rows as bytes, uint8 ``[N, bytes]``.
+        rows: which of its tensor's.
+        size: bytes of a row.
+        read: gives rows as bytes, uint8 ``[rows, size]``.
     """
     if kind in FLOATS:
-        return FLOATS[kind](raw_NB)
-    block, read = READERS[kind]
-    pieces = torch.split(raw_NB, max(1, CHUNK // raw_NB.size(1)))
-    parts = [read(rows.view(len(rows), -1, block)) for rows in pieces]
-    return parts[0].joined(parts, lambda tensors: torch.cat(list(tensors)))
+        return FLOATS[kind](read(rows))
+    block, convert = READERS[kind]
+    step = max(1, CHUNK // size)
+    pieces = [rows[start : start + step] for start in range(0, len(rows), step)]
+    first = convert(read(pieces[0]).view(len(pieces[0]), -1, block))
+    if len(pieces) == 1:
+        return first
+    whole = first.joined([first], lambda tensors: tensors[0].new_empty(len(rows), *tensors[0].shape[1:]))
+    start = 0
+    for piece in pieces:
+        part = convert(read(piece).view(len(piece), -1, block)) if start else first
+        for tensor, values in zip(whole.tensors, part.tensors, strict=True):
+            tensor[start : start + len(piece)] = values
+        start += len(piece)
+    return whole
 
 
 def halves(raw: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from hanmo.errors import ModelError
 from hanmo.folder import MANIFEST, atomic_folder, listed_files, read_manifest, write_json
 from hanmo.inference.native.decoder import LoadedParts, reason_against, sizes_of_parts
 from hanmo.inference.native.layout import KINDS, Packed, all_finite, shapes_of_packed
-from hanmo.inference.native.memory import ALIGNMENT, Arena, without_collection
+from hanmo.inference.native.memory import ALIGNMENT, huge_memory, vocabulary_reading
 from hanmo.inference.native.model import Parts
 from hanmo.models.architectures import write_config
 from hanmo.models.checkpoints.huggingface import check_manifest, read_config, read_generation, read_object
@@ -37,6 +39,7 @@ from hanmo.text.tokenizer import Tokenizer
 METHOD, VERSION = "hanmo", 1  # of quantization_config; the version of this layout
 WEIGHTS = "packed.safetensors"
 PADDING = "padding."
+READ_UP_TO = 1 << 30  # bytes of weights that are read into huge pages (about 0.3 s); more are mapped
 TYPES = {torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}  # as safetensors calls them
 
 
@@ -146,7 +149,8 @@ def write_parts(path: Path, parts: Parts) -> None:
     matrices = {
         name: [part.kind, part.outputs, part.inputs] for name, part in parts.items() if isinstance(part, Packed)
     }
-    metadata = {"format": METHOD, "version": str(VERSION), "matrices": json.dumps(matrices)}
+    sums = {name: zlib.crc32(data_of(tensor)) for name, tensor in tensors_of(parts)}
+    metadata = {"format": METHOD, "version": str(VERSION), "matrices": json.dumps(matrices), "crc32": json.dumps(sums)}
     header: dict[str, Any] = {"__metadata__": metadata}
     position = 0
     for name, tensor in tensors_of(parts):
@@ -168,19 +172,19 @@ def write_parts(path: Path, parts: Parts) -> None:
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in tensors_of(parts):
-            write_tensor(stream, tensor)
+            stream.write(data_of(tensor))
             stream.write(bytes(-tensor.nbytes % ALIGNMENT))
 
 
-def write_tensor(stream: BinaryIO, tensor: Tensor) -> None:
+def data_of(tensor: Tensor) -> memoryview:
     """The bytes of a tensor."""
-    stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def open_quantized(folder: str | Path, *, mapped: bool = True) -> LoadedParts:
+def open_quantized(folder: str | Path, *, mapped: bool | None = None) -> LoadedParts:
     """Open a quantised folder.
 
     The order is: the manifest (size and SHA-256 of every file), the configuration, the header of the weights, the
@@ -188,14 +192,15 @@ def open_quantized(folder: str | Path, *, mapped: bool = True) -> LoadedParts:
 
     Args:
         mapped: the engine reads from the file as it lies in the system's cache, which all processes share. False: from
-            memory of this process in huge pages (``memory.py``), which is faster once it is read.
+            memory of this process in huge pages (``memory.py``), which is faster once it is read. None: read where that
+            takes a moment only (up to 1 GB).
 
     Raises:
         ModelError: something is missing, damaged, of an unknown version, or does not fit together.
     """
     folder = Path(folder)
     check_form(folder)
-    check_manifest(folder)
+    check_files(folder)
     raw = read_object(folder / "config.json")
     raw.pop("quantization_config", None)
     config = read_config(raw, folder / "config.json")
@@ -209,12 +214,14 @@ def open_quantized(folder: str | Path, *, mapped: bool = True) -> LoadedParts:
         )
     header, metadata, start = read_whole_header(folder / WEIGHTS)
     check_size(config, len(header), str(folder))
-    with without_collection():
+    with vocabulary_reading():
         tokenizer = Tokenizer.load(folder)
         generation = read_generation(folder, raw, config, tokenizer)
     check_vocabulary(tokenizer, config, str(folder / "tokenizer.json"))
     matrices = read_matrices(folder / WEIGHTS, metadata)
     check_header(folder / WEIGHTS, header, start, config, matrices)
+    if mapped is None:
+        mapped = (folder / WEIGHTS).stat().st_size > READ_UP_TO
     read = map_file(folder / WEIGHTS) if mapped else read_file(folder / WEIGHTS)
     parts = parts_of_file(folder / WEIGHTS, header, start, matrices, read)
     return LoadedParts(config, parts, tokenizer, generation, str(folder))
@@ -239,6 +246,40 @@ def check_form(folder: Path) -> None:
             fix="copy the whole folder again",
             zh=f"清单中没有 {WEIGHTS}，无法确认权重是否完整。请重新复制整个文件夹",
         )
+
+
+def check_files(folder: Path) -> None:
+    """Compare sizes and hashes of all files with the manifest; where the weights differ, say in which tensor."""
+    try:
+        check_manifest(folder)
+    except ModelError as error:
+        path = folder / WEIGHTS
+        name = damaged_tensor(path) if error.where == str(path) and path.is_file() else None
+        if name is None:
+            raise
+        raise ModelError(
+            f"the tensor '{name}' is damaged: {error.what}",
+            where=str(path),
+            why=error.why,
+            fix=error.fix,
+            zh=f"张量 '{name}' 已损坏。{error.zh}",
+        ) from None
+
+
+def damaged_tensor(path: Path) -> str | None:
+    """The first tensor whose bytes do not give the checksum that the header has for it."""
+    try:
+        header, metadata, start = read_whole_header(path)
+        sums = json.loads(metadata["crc32"])
+        with path.open("rb") as stream:
+            for name, expected in sums.items():
+                first, last = header[name]["data_offsets"]
+                stream.seek(start + first)
+                if zlib.crc32(stream.read(last - first)) != expected:
+                    return str(name)[:80]
+    except (ModelError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        pass  # the header is what is damaged
+    return None
 
 
 def read_matrices(path: Path, metadata: Mapping[str, str]) -> dict[str, tuple[str, int, int]]:
@@ -298,18 +339,14 @@ def map_file(path: Path) -> Callable[[int, int], Tensor]:
 
 
 def read_file(path: Path) -> Callable[[int, int], Tensor]:
-    """A function that reads the bytes of a file from one place to another into huge pages."""
-    arena = Arena()
-
-    def read(first: int, last: int) -> Tensor:
-        values = arena.take(last - first)
-        with path.open("rb") as stream:
-            stream.seek(first)
-            if stream.readinto(values.numpy().data) != last - first:
-                refuse(path, "the file was changed while it was read")
-        return values
-
-    return read
+    """As :func:`map_file`, but read into huge pages."""
+    with path.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        whole = huge_memory(size)[:size]
+        place, count = whole.numpy().data, 0
+        while count < size and (more := stream.readinto(place[count:])):  # the system gives 2 GB at a time
+            count += more
+    return lambda first, last: whole[first : min(last, count)]
 
 
 def parts_of_file(
@@ -328,7 +365,10 @@ def parts_of_file(
 
     def tensor(name: str) -> Tensor:
         first, last = header[name]["data_offsets"]
-        values = read(start + first, start + last).view(types[header[name]["dtype"]]).view(header[name]["shape"])
+        raw = read(start + first, start + last)
+        if len(raw) != last - first:
+            refuse(path, "the file was changed while it was read")
+        values = raw.view(types[header[name]["dtype"]]).view(header[name]["shape"])
         if values.is_floating_point() and not all_finite(values):
             refuse(path, f"the tensor '{name}' holds NaN or infinite values")
         return values

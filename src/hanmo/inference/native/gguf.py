@@ -15,10 +15,10 @@ from hanmo.errors import ModelError
 from hanmo.inference.native.blocks import from_rows
 from hanmo.inference.native.decoder import LoadedParts, Weights, prepare, reason_against
 from hanmo.inference.native.layout import Matrix, Quantized, all_finite
-from hanmo.inference.native.memory import Arena, without_collection
-from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, unpermute
+from hanmo.inference.native.memory import Arena, vocabulary_reading
+from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, row_layout, unpermute
 from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES
-from hanmo.models.checkpoints.weights import refuse
+from hanmo.models.checkpoints.weights import COPY_AGAIN, refuse
 from hanmo.models.tensors import check_shapes
 from hanmo.models.transformer import Transformer, shapes_of
 
@@ -37,7 +37,7 @@ def open_gguf(path: str | Path, precision: str | None = None) -> LoadedParts | s
         ModelError: the file is damaged, of an unknown architecture, or stored in a type that is not known.
     """
     path = Path(path)
-    with without_collection():
+    with vocabulary_reading():
         file = open_file(path)
     reason = reason_against(file.config)
     if reason:
@@ -47,7 +47,8 @@ def open_gguf(path: str | Path, precision: str | None = None) -> LoadedParts | s
     try:
         check_shapes(expected, {name: source.shape for name, source in file.sources.items()})
     except ModelError as error:
-        raise ModelError(error.what, where=str(path), why=error.why, fix=error.fix, zh=error.zh) from None
+        fix = error.fix or COPY_AGAIN
+        raise ModelError(error.what, where=str(path), why=error.why, fix=fix, zh=error.zh) from None
     weights = Weights(lambda name: read_matrix(file, name), lambda name: read_vector(file, name))
     parts = prepare(file.config, weights, precision, Arena().place)
     return LoadedParts(file.config, parts, file.tokenizer, file.generation, str(path))
@@ -61,7 +62,8 @@ def read_matrix(file: OpenedFile, name: str) -> Matrix:
     """
     source = file.sources[name]
     kind, _, _ = TENSOR_TYPES[source.info.type]
-    matrix = from_rows(kind, torch.from_numpy(read_rows(file.path, source.info, source.rows)))
+    _, _, size = row_layout(source.info)
+    matrix = from_rows(kind, source.rows, size, lambda rows: torch.from_numpy(read_rows(file.path, source.info, rows)))
     numbers = [matrix] if isinstance(matrix, Tensor) else [matrix.scales_NG, matrix.minima_NG]
     check_finite(file.path, source.info.name, numbers)
     if source.heads:

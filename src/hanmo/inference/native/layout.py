@@ -17,6 +17,7 @@ from torch import Tensor
 from hanmo.errors import ModelError
 
 PANEL, GROUP, STEP = 16, 32, 4
+CHUNK = 1 << 18  # weights that are packed at a time: they stay in the cache of the processor
 WIDE = 4  # groups that share a scale in "int8-wide"
 KINDS = {"fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "int4-minimum": 4, "int8-wide": 5}  # as in src/matrix.h
 FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -44,6 +45,11 @@ class Quantized:
         """Outputs and inputs."""
         N, G, _ = self.integers_NGI.shape
         return N, self.inputs or G * GROUP
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Integers, scales, and minima where there are any."""
+        return [part for part in (self.integers_NGI, self.scales_NG, self.minima_NG) if part is not None]
 
     def dequantize(self) -> Tensor:
         """The weights, float32 ``[N, K]``."""
@@ -109,7 +115,11 @@ def stack(parts: Sequence[Matrix]) -> Matrix:
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
     same = [part for part in parts if isinstance(part, Quantized) and part.kind == first.kind]
     if len(same) < len(parts):
-        raise ModelError("matrices that are joined have different kinds of weights")
+        raise ModelError(
+            "matrices that are joined have different kinds of weights",
+            fix="bring them to one kind first",
+            zh="要合并的矩阵权重类型不同，请先统一类型",
+        )
     return first.joined(same, lambda tensors: torch.cat(list(tensors)))
 
 
@@ -129,7 +139,11 @@ def alternate(first: Matrix, second: Matrix) -> Matrix:
         return alternated([first, second])
     both = [part for part in (first, second) if isinstance(part, Quantized) and part.kind == first.kind]
     if len(both) < 2:
-        raise ModelError("a gate and what it multiplies have different kinds of weights")
+        raise ModelError(
+            "a gate and what it multiplies have different kinds of weights",
+            fix="bring them to one kind first",
+            zh="门控矩阵与所乘矩阵的权重类型不同，请先统一类型",
+        )
     return first.joined(both, alternated)
 
 
@@ -147,10 +161,14 @@ def pack(matrix: Quantized) -> Packed:
     """Bring integers into panels: ``[panel][group][step][output][input]``, two steps in a byte at 4 bits."""
     (N, K), P = matrix.size, panels_of(matrix.size[0])
     q = filled(matrix.integers_NGI, P * PANEL, OFFSETS[matrix.kind]).contiguous().view(torch.int32)  # a step each
-    steps = q.view(P, PANEL, -(-K // GROUP), GROUP // STEP).permute(0, 2, 3, 1)
-    if matrix.kind not in ("int8", "int8-wide"):
-        steps = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
-    values = steps.contiguous().unsqueeze(-1).view(torch.uint8)
+    steps_PGSO = q.view(P, PANEL, -(-K // GROUP), GROUP // STEP).permute(0, 2, 3, 1)
+    values = torch.empty(shapes_of_packed(matrix.kind, N, K)["values"][1], dtype=torch.uint8)
+    count = max(1, CHUNK // (PANEL * K))
+    for start in range(0, P, count):
+        steps = steps_PGSO[start : start + count]
+        if matrix.kind not in ("int8", "int8-wide"):
+            steps = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
+        values[start : start + count].view(torch.int32).squeeze(-1).copy_(steps)
     scales = panel_scales(matrix.scales_NG, P)
     if matrix.minima_NG is not None:
         scales = torch.stack([scales, panel_scales(matrix.minima_NG, P)], dim=2)

@@ -15,15 +15,13 @@ from hanmo.inference.native import library
 from hanmo.inference.native.calibration import calibrate
 from hanmo.inference.native.calibration_text import CalibrationText, own_text, text_of_files
 from hanmo.inference.native.decoder import LoadedParts, NativeDecoder, Weights, prepare, reason_against
-from hanmo.inference.native.folder import WEIGHTS, is_quantized, open_quantized
+from hanmo.inference.native.folder import is_quantized, open_quantized
 from hanmo.inference.native.gguf import open_gguf
 from hanmo.inference.native.memory import Arena
 from hanmo.inference.native.network import NativeNetwork
 from hanmo.models.checkpoints.huggingface import load_folder
 from hanmo.models.checkpoints.weights import LoadedModel
 from hanmo.models.transformer import Transformer
-
-READ_UP_TO = 1 << 30  # bytes of weights that are read into huge pages (about 0.3 s); more are mapped
 
 
 def open_native(path: str | Path, precision: str | None = None) -> LoadedParts | str:
@@ -56,7 +54,7 @@ def open_native(path: str | Path, precision: str | None = None) -> LoadedParts |
                 fix="leave the precision out, or load the model it was made from",
                 zh=f"这个文件夹已经量化为 {own}，不能再转换成 {precision}。请去掉精度设置，或加载原模型",
             )
-        return open_quantized(path, mapped=(path / WEIGHTS).stat().st_size > READ_UP_TO)
+        return open_quantized(path)
     return from_floats(load_folder(path), precision or "fp32")
 
 

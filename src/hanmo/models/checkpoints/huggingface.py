@@ -33,6 +33,7 @@ INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HASHED_UP_TO = 4_000_000_000  # bytes; above, sizes only: hashing takes about 0.6 s per GB
+FOLDER_AGAIN = "copy or download the folder again"
 
 
 def load_folder(folder: str | Path, *, dtype: torch.dtype | None = None) -> LoadedModel:
@@ -71,7 +72,7 @@ def load_folder(folder: str | Path, *, dtype: torch.dtype | None = None) -> Load
     try:
         config, state = take_over(config, state)
     except ModelError as error:
-        fix = error.fix or "copy or download the folder again"
+        fix = error.fix or FOLDER_AGAIN
         raise ModelError(error.what, where=str(folder), why=error.why, fix=fix, zh=error.zh) from None
     return LoadedModel(config, state, tokenizer, generation, str(folder), checked=True)
 
@@ -81,19 +82,23 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = folders.read_json(path)
     except (ValueError, RecursionError) as error:  # numbers of a million digits, brackets nested without end
-        raise ModelError(f"not usable as JSON: {str(error)[:100]}", where=str(path)) from None
+        raise unusable(path, f"not usable as JSON: {str(error)[:100]}", "不能作为 JSON 使用") from None
     if not isinstance(value, dict):
-        raise ModelError("expected a JSON object", where=str(path))
+        raise unusable(path, "expected a JSON object", "应为 JSON 对象")
     return value
+
+
+def unusable(path: Path, what: str, zh: str) -> ModelError:
+    """The error for a file of a folder that does not hold what it should."""
+    return ModelError(what, where=str(path), fix=FOLDER_AGAIN, zh=f"{zh}。请重新复制或下载整个文件夹")
 
 
 def check_manifest(folder: Path) -> None:
     """Check the files that ``hanmo.json`` lists; a folder of another tool has none."""
     path = folder / folders.MANIFEST
     files = read_object(path).get("files", {}) if path.exists() else {}
-    where = str(path)
     if not isinstance(files, dict):
-        raise ModelError("'files' is not a JSON object", where=where)
+        raise unusable(path, "'files' is not a JSON object", "'files' 不是 JSON 对象")
     total = 0
     for name, entry in files.items():
         if (
@@ -101,9 +106,9 @@ def check_manifest(folder: Path) -> None:
             or type(entry.get("size")) is not int
             or not isinstance(entry.get("sha256"), str)
         ):
-            raise ModelError(f"the entry of '{name}' lacks size or sha256", where=where)
+            raise unusable(path, f"the entry of '{name}' lacks size or sha256", f"'{name}' 一项缺少 size 或 sha256")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelError(f"the file '{name}' lies outside the folder", where=where)
+            raise unusable(path, f"the file '{name}' lies outside the folder", f"文件 '{name}' 不在文件夹之内")
         total += entry["size"]
     folders.verify(folder, hashes=total <= HASHED_UP_TO)
 
@@ -124,9 +129,12 @@ def read_config(raw: dict[str, Any], path: Path) -> TransformerConfig:
     try:
         return read_architecture(raw)
     except ModelError as error:
-        raise ModelError(error.what, where=str(path), why=error.why, fix=error.fix, zh=error.zh) from None
+        fix = error.fix or FOLDER_AGAIN
+        raise ModelError(error.what, where=str(path), why=error.why, fix=fix, zh=error.zh) from None
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ModelError(f"a value is not of the expected kind: {error}", where=str(path)) from None
+        raise unusable(
+            path, f"a value is not of the expected kind: {error}", f"有一个值的类型不对（{error}）"
+        ) from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -153,7 +161,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(
         "the folder has no weights",
         where=str(folder / WEIGHTS),
-        fix="copy or download the folder again",
+        fix=FOLDER_AGAIN,
         zh="文件夹里没有权重文件 model.safetensors。请重新复制或下载",
     )
 
@@ -164,7 +172,7 @@ def sharded_files(folder: Path) -> list[Path]:
     shards: dict[str, set[str]] = {}
     weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError("'weight_map' is missing or empty", where=str(path))
+        raise unusable(path, "'weight_map' is missing or empty", "缺少 'weight_map' 或其内容为空")
     for tensor, name in weight_map.items():
         shards.setdefault(str(name), set()).add(tensor)
     files = [inside(folder, name, path) for name in sorted(shards)]
@@ -173,10 +181,10 @@ def sharded_files(folder: Path) -> list[Path]:
         if found != listed:
             name = min(found ^ listed)
             holds = "holds" if name in found else "lacks"
-            raise ModelError(
+            raise unusable(
+                path,
                 f"the shard {file.name} {holds} the tensor '{name}' against the index",
-                where=str(path),
-                fix="copy or download the folder again",
+                f"分片 {file.name} 与索引不符：张量 '{name}'",
             )
     return files
 
@@ -219,7 +227,7 @@ def read_generation(
         value = generation.get(key, raw.get(key))
         ids = known_ids(own if value is None else value, config.vocab_size, str(path if path.exists() else folder))
         generation[key] = ids if key == "eos_token_id" else (ids[0] if ids else None)
-    generation["add_bos_token"] = expects_bos(folder, generation["bos_token_id"])
+    generation["add_bos_token"] = expects_bos(folder, tokenizer, generation["bos_token_id"])
     return generation
 
 
@@ -229,7 +237,7 @@ def forbidden(value: Any) -> list[int]:
     return [word[0] for word in words if isinstance(word, list) and len(word) == 1 and type(word[0]) is int]
 
 
-def expects_bos(folder: Path, bos_id: int | None) -> bool:
+def expects_bos(folder: Path, tokenizer: Tokenizer, bos_id: int | None) -> bool:
     """Whether the folder's tokenizer puts BOS before a plain text: ``add_bos_token``, else its post-processor."""
     if bos_id is None:
         return False
@@ -237,7 +245,7 @@ def expects_bos(folder: Path, bos_id: int | None) -> bool:
     flag = read_object(path).get("add_bos_token") if path.exists() else None
     if isinstance(flag, bool):
         return flag
-    processor = read_object(folder / "tokenizer.json").get("post_processor") or {}
+    processor = tokenizer.post_processor or {}
     try:
         for stage in processor.get("processors", [processor]):
             if stage.get("type") == "TemplateProcessing":

@@ -214,11 +214,18 @@ def check_size(config: TransformerConfig, num_tensors: int, where: str) -> None:
             where=where,
             why="weights and configuration belong to different models, or the weights are incomplete",
             fix=COPY_AGAIN,
+            zh=f"配置有 {layers} 层，权重却只有 {num_tensors} 个张量：不属于同一个模型，或不完整。请重新复制或下载",
         )
     attention = config.num_heads * config.head_dim
     largest = max(config.vocab_size, config.hidden_size, config.intermediate_size, attention)
     if largest > MAX_DIMENSION:
-        raise ModelError(f"a dimension of {largest} is more than any model has ({MAX_DIMENSION})", where=where)
+        raise ModelError(
+            f"a dimension of {largest} is more than any model has ({MAX_DIMENSION})",
+            where=where,
+            why="the configuration is damaged, or made to exhaust the memory",
+            fix=COPY_AGAIN,
+            zh=f"维度 {largest} 超出任何模型（上限 {MAX_DIMENSION}）：配置已损坏或被篡改。请重新复制或下载",
+        )
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: TransformerConfig, where: str) -> None:
@@ -245,5 +252,10 @@ def known_ids(value: Any, vocab_size: int, where: str) -> list[int]:
     ids = [] if value in (None, -1) else value if isinstance(value, list) else [value]
     for number in ids:
         if type(number) is not int or not 0 <= number < vocab_size:
-            raise ModelError(f"the token id {number!r} is not in the vocabulary of {vocab_size}", where=where)
+            raise ModelError(
+                f"the token id {number!r} is not in the vocabulary of {vocab_size}",
+                where=where,
+                fix="correct the id, or copy or download the model again",
+                zh=f"编号 {number!r} 不在词表的 {vocab_size} 个之内。请改正该编号，或重新复制或下载模型",
+            )
     return list(ids)

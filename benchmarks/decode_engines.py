@@ -97,7 +97,7 @@ class Hanmo:
         from hanmo.inference.networks import Piece
 
         network = self.model.network
-        text, _ = network.open(ids, 1)
+        text, _ = network.open(ids, 1, None)
         with self.model.engine.alone(), torch.inference_mode():
             logits: NDArray[np.float32] = network.read([Piece(text, ids, wanted=len(ids))]).float().numpy().copy()
         text.release()

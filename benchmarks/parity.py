@@ -203,7 +203,7 @@ def without_cache(model: Any, prompts: Sequence[Sequence[int]], reference: Refer
     size = model.engine.vocabulary.size
     for prompt, ids_N in zip(prompts, reference.ids_PN.tolist(), strict=True):
         whole = [*prompt, *ids_N[:-1]]
-        text, _ = model.network.open(whole, 1)
+        text, _ = model.network.open(whole, 1, None)
         with model.engine.alone(), torch.inference_mode():
             logits_NV = model.network.read([Piece(text, whole, wanted=len(ids_N))])[:, :size]
         text.release()

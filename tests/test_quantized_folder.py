@@ -98,6 +98,26 @@ def test_hanmo_quantize_gives_the_logits_of_the_model_in_memory(
     assert hanmo.load(tmp_path / "small", device="cpu").generate([IDS[:5]], max_new_tokens=3)[0].ids
 
 
+def test_without_the_engine_torch_computes(whole: Path) -> None:
+    """On a GPU, and where there is no compiler."""
+    native = hanmo.load(whole, device="cpu")
+    plain = hanmo.load(whole, device="cpu", engine="torch")
+    expected, got = native.logits(IDS), plain.logits(IDS)
+    assert "torch" in plain.describe()
+    assert (got - expected).norm() < 0.05 * expected.norm()
+    with pytest.raises(HanmoError, match="needs the native engine"):
+        hanmo.load(whole, device="cpu", engine="torch", kv_cache="int8")
+
+
+def test_what_needs_the_original_says_so(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["export", whole, tmp_path / "m.gguf"], ["finetune", tmp_path / "t.jsonl", "--base", whole]):
+        (tmp_path / "t.jsonl").write_text(
+            '{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n' * 9
+        )
+        code, said = tried(capsys, *command)
+        assert (code, "the folder is quantised" in said) == (4, True), said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the maps of a process are read from /proc")
 def test_a_mapped_folder_is_used_where_it_lies(whole: Path) -> None:
     spans = []

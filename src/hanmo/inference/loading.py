@@ -423,9 +423,12 @@ def stored_prefix(path: Path, loaded: LoadedModel | LoadedParts) -> list[int]:
 def load_native(path: Path, place: Place, name: str) -> LanguageModel | None:
     """A decoder in the native engine; None where torch has to compute it.
 
+    A quantised folder, which nothing else reads, comes from here in any case: where torch has to compute it, with its
+    weights as floats.
+
     Raises:
         UsageError: the user asked for the native engine.
-        ModelError: the folder is quantised, so that nothing else can compute it.
+        ModelError: the file or folder is damaged.
     """
     from hanmo.inference.native.folder import is_quantized
 
@@ -450,16 +453,15 @@ def load_native(path: Path, place: Place, name: str) -> LanguageModel | None:
             fix = error.fix or COPY_AGAIN
             raise ModelError(error.what, where=str(path), why=error.why, fix=fix, zh=error.zh) from None
         reason = loaded
-    if quantized:
-        raise ModelError(
-            f"this folder is quantised for the native engine, which cannot be used here: {reason}",
-            where=str(path),
-            fix="load the model it was made from; hanmo doctor says what is missing",
-            zh=f"这个文件夹已为本地推理引擎量化，但此处无法使用该引擎（{reason}）。请加载原模型；"
-            "hanmo doctor 会说明缺少什么",
-        )
     if refusal := place.refusal(reason):
         raise refusal
+    if quantized:
+        from hanmo.inference.native.folder import open_quantized
+        from hanmo.inference.native.unpacking import unpacked
+
+        model = load_transformer(unpacked(open_quantized(path, mapped=True)), path, place, name)
+        assert isinstance(model, LanguageModel)
+        return model
     return None
 
 

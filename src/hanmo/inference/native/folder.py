@@ -30,13 +30,13 @@ from hanmo.inference.native.layout import KINDS, Packed, all_finite, shapes_of_p
 from hanmo.inference.native.memory import ALIGNMENT, huge_memory, vocabulary_reading
 from hanmo.inference.native.model import Parts
 from hanmo.models.architectures import write_config
-from hanmo.models.checkpoints.huggingface import check_manifest, read_config, read_generation, read_object
+from hanmo.models.checkpoints.huggingface import OWN_METHOD, check_manifest, read_config, read_generation, read_object
 from hanmo.models.checkpoints.save import default_card, generation_entries
 from hanmo.models.checkpoints.weights import check_size, check_vocabulary, read_whole_header, refuse
 from hanmo.models.transformer import TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 
-METHOD, VERSION = "hanmo", 1  # of quantization_config; the version of this layout
+METHOD, VERSION = OWN_METHOD, 1  # of quantization_config; the version of this layout
 WEIGHTS = "packed.safetensors"
 PADDING = "padding."
 READ_UP_TO = 1 << 30  # bytes of weights that are read into huge pages (about 0.3 s); more are mapped
@@ -108,6 +108,7 @@ def quantized_card(name: str, loaded: LoadedParts, provenance: dict[str, Any]) -
     bits = 8 * loaded.weight_bytes / total
     return card + "\n".join(
         [
+            "",
             "## Quantised weights / 量化权重",
             "",
             f"{bits:.2f} bits per weight ({shares}), in groups of 32. They are read by Hanmo's engine for CPUs; "

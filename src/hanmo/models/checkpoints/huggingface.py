@@ -33,6 +33,7 @@ INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HASHED_UP_TO = 4_000_000_000  # bytes; above, sizes only: hashing takes about 0.6 s per GB
+OWN_METHOD = "hanmo"  # of folders that `hanmo quantize` writes
 FOLDER_AGAIN = "copy or download the folder again"
 
 
@@ -119,7 +120,16 @@ def read_config(raw: dict[str, Any], path: Path) -> TransformerConfig:
     Raises:
         ModelError: an unknown architecture, quantised weights, or values that are not numbers.
     """
-    if raw.get("quantization_config"):
+    method = raw.get("quantization_config")
+    if isinstance(method, dict) and method.get("quant_method") == OWN_METHOD:
+        raise ModelError(
+            "the folder is quantised: it can be used, but not trained, exported or quantised again",
+            where=str(path),
+            why="rounded weights would be rounded or changed once more, which loses more than it should",
+            fix="start from the model it was made from",
+            zh="这个文件夹已经量化：可以使用，但不能再训练、导出或量化。请从原模型开始",
+        )
+    if method:
         raise ModelError(
             "the weights are quantised in a way that is not known",
             where=str(path),

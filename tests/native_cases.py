@@ -77,8 +77,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 def decoder(layout: str, **changes: Any) -> Transformer:
     """A random network of a layout; all of its norms, biases and sublayers differ from their first values."""
-    model = Transformer(TransformerConfig(**{**BASE, **LAYOUTS[layout], **changes})).eval()
-    model.initialize(1)
+    return shaken(Transformer(TransformerConfig(**{**BASE, **LAYOUTS[layout], **changes})))
+
+
+def shaken(model: Transformer) -> Transformer:
+    """The network with random weights that make each part matter."""
+    model.eval().initialize(1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -1,10 +1,10 @@
 """Networks that read texts: vectors, labels of texts and words, answers in a context, hidden words.
 
-On a CPU the native engine computes the hidden states, of unpadded texts and the same bits in any company. Elsewhere,
-and for networks that it cannot compute, torch does, in batches of rows of similar length, padded and masked, so that no
-result depends on the other texts of a call beyond rounding. Heads are torch's. Long inputs are cut (``embed`` and
-``classify``, which say so) or read in overlapping windows (all others), so that memory is bounded by a batch and not by
-what is given.
+On a CPU the native engine computes the hidden states, of unpadded texts: vectors and classes are the same bits in any
+company. Elsewhere, and for networks that it cannot compute, torch does, in batches of rows of similar length, padded
+and masked, so that no result depends on the other texts of a call beyond rounding. Heads are torch's. Long inputs are
+cut (``embed`` and ``classify``, which say so) or read in overlapping windows (all others), so that memory is bounded by
+a batch and not by what is given.
 
 Letters in names: B rows, T tokens of a row, M tokens of all rows, D hidden size, L labels, W words.
 """
@@ -194,7 +194,11 @@ class TextEncoder:
 
         def read(states_MD: Tensor, lengths_B: Tensor, _: list[int]) -> Tensor:
             pooled_BD = pool_flat(head.config.pooling, states_MD, lengths_B)
-            scores_BL: Tensor = head(pooled_BD.unsqueeze(1)).float()
+            if self.reader.exact:  # row by row: a product of several rows rounds as their number has it
+                scores_BL: Tensor = torch.cat([head(row_D.clone().view(1, 1, -1)) for row_D in pooled_BD])
+            else:
+                scores_BL = head(pooled_BD.unsqueeze(1))
+            scores_BL = scores_BL.float()
             return scores_BL.sigmoid() if independent else scores_BL.softmax(-1)
 
         given = check_texts(texts, pairs=True)

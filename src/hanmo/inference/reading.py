@@ -86,6 +86,11 @@ class RowReader:
                 "计算",
             )
 
+    @property
+    def exact(self) -> bool:
+        """Whether the states of a row are the same bits whatever other rows there are."""
+        return self.reason is None
+
     def describe(self) -> str:
         """What computes, for people."""
         if self.reason:

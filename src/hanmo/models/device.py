@@ -121,14 +121,29 @@ def quota_of(group: Path) -> float | None:
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
 
+LOADED_BY = os.getpid()
+
+
+def compute_alone() -> None:
+    """What a forked child does first: OpenMP would wait for ever for threads that only its parent has."""
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=compute_alone)
+
+
 def set_threads() -> None:
     """Prepare the CPU for computing: keep freed memory, and use as many threads as ``HANMO_THREADS`` says; by default
-    as many as torch would, but no more than there are processors for this process.
+    as many as torch would, but no more than there are processors for this process. A process that was forked computes
+    alone.
 
     Raises:
         UsageError: the value is not a positive whole number.
     """
     keep_freed_memory()
+    if os.getpid() != LOADED_BY:
+        return
     value = os.environ.get("HANMO_THREADS", "").strip()
     if not value:
         if processors() < torch.get_num_threads():

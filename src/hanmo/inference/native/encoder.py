@@ -9,13 +9,15 @@ Letters in names: M tokens of all texts, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hanmo.errors import ModelError
-from hanmo.inference.native.decoder import Weights, as_it_is, layer_parts, packed
+from hanmo.inference.native.decoder import Weights, as_it_is, layer_parts, numbers, packed
 from hanmo.inference.native.library import call
 from hanmo.inference.native.model import ACTIVATIONS, NativeModel, Parts
 from hanmo.models.transformer import TransformerConfig
@@ -90,6 +92,12 @@ class NativeEncoder(NativeModel):
         super().__init__(config, prepare_encoder(config, weights, precision), threads, rows=1)
         types = self.parts.get("types")
         if isinstance(types, Tensor):
+            if types.numel() != config.token_types * config.hidden_size:
+                raise ModelError(
+                    "the embeddings of segments have another size than the network's shape asks for",
+                    where="native engine",
+                    zh="分段嵌入的尺寸与网络形状不符",
+                )
             call("model_types", self.handle, types, config.token_types)
 
     def hidden(self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> Tensor:
@@ -106,11 +114,13 @@ class NativeEncoder(NativeModel):
         lengths = np.array([len(text) for text in texts], np.int32)
         if types is not None and [len(row) for row in types] != lengths.tolist():
             raise ModelError("a text and its segments differ in length", zh="文本与其分段编号的长度不同")
+        if not lengths.all():
+            raise ModelError("a text has no tokens", where="native engine (encode)", zh="文本没有词元")
         total = int(lengths.sum())
         states_MD = torch.empty(total, self.config.hidden_size)
-        if not total and not len(texts):
+        if not total:
             return states_MD
-        tokens, segments = flat(texts, total), None if types is None else flat(types, total)
+        tokens, segments = flat(texts), None if types is None else flat(types)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         order = np.argsort(-lengths, kind="stable")  # the longest first: threads end together
         if (order[1:] > order[:-1]).all() and total <= CALL_TOKENS:
@@ -129,9 +139,9 @@ class NativeEncoder(NativeModel):
             call("encode", self.handle, len(lengths), lengths, len(tokens), tokens, types, states_MD)
 
 
-def flat(rows: Sequence[Sequence[int]], total: int) -> np.ndarray:
-    """The numbers of all rows, one row after the other, int32."""
-    return np.fromiter((number for row in rows for number in row), np.int32, total)
+def flat(rows: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    """The numbers of all rows, one row after the other."""
+    return numbers(list(chain.from_iterable(rows)))
 
 
 def calls(order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

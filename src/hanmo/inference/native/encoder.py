@@ -90,7 +90,7 @@ class NativeEncoder(NativeModel):
         super().__init__(config, prepare_encoder(config, weights, precision), threads, rows=1)
         types = self.parts.get("types")
         if isinstance(types, Tensor):
-            call("model_types", self.handle, types, config.token_types)
+            call("model_types", self.handle, types, config.token_types, types.numel())
 
     def hidden(self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> Tensor:
         """States of the last layer of all tokens of all texts, float32 ``[M, D]``, in the order given.

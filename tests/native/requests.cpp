@@ -1,201 +1,14 @@
-// Random networks and requests, possible and impossible, for the native engine's interface. What is possible must
-// give each text the bits it has alone, one token at a time on one thread; what is not must be refused; and whatever
-// is asked for, the program must end by itself. Built with AddressSanitizer and UndefinedBehaviorSanitizer, in which
-// every array lies in memory of its exact size.
+// Random decoders and requests, possible and impossible, for the native engine's interface. What is possible must give
+// each text the bits it has alone, one token at a time on one thread; what is not must be refused; and whatever is asked
+// for, the program must end by itself. Built with AddressSanitizer and UndefinedBehaviorSanitizer.
 //
 //     requests [seed] [rounds]
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <limits>
-#include <map>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
-
-struct Model;
-struct Cache;
-extern "C" {
-int64_t hanmo_model_new(const int64_t*, const float*, int64_t, Model**);
-int64_t hanmo_model_free(Model*);
-int64_t hanmo_model_matrix(Model*, int64_t, int64_t, int64_t, int64_t, int64_t, const void*, int64_t, const void*, int64_t);
-int64_t hanmo_model_vector(Model*, int64_t, int64_t, const float*, int64_t);
-int64_t hanmo_model_sliding(Model*, int64_t, int64_t);
-int64_t hanmo_model_rotary(Model*, int64_t, const float*, int64_t, float);
-int64_t hanmo_model_adapter(Model*, int64_t, int64_t, int64_t, int64_t, const void*, int64_t, const void*, int64_t);
-int64_t hanmo_model_adapter_free(Model*, int64_t);
-int64_t hanmo_cache_new(const Model*, int64_t, int64_t, Cache**);
-int64_t hanmo_cache_free(Cache*);
-int64_t hanmo_cache_copy(Cache*, int64_t, int64_t);
-int64_t hanmo_forward(Model*, Cache*, int64_t, const int32_t*, const int32_t*, const int32_t*, const int32_t*, int64_t,
-                      int64_t, const int32_t*, int64_t, const int32_t*, float*);
-}
+//     requests planted            asks for more than the memory it gives: AddressSanitizer must say so
+#include "network.h"
 
 namespace {
 
-constexpr int64_t kPage = 32, kNoMemory = 4;
-constexpr int kMatrices = 4, kLayerVectors = 14, kVectors = 18;
-std::mt19937_64 source;
-
-int64_t whole(int64_t least, int64_t most) { return std::uniform_int_distribution<int64_t>(least, most)(source); }
-bool chance(double p) { return std::uniform_real_distribution<double>()(source) < p; }
-float normal() { return std::normal_distribution<float>()(source); }
-int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-int64_t extreme() {
-  static const int64_t values[] = {std::numeric_limits<int64_t>::min(), -(int64_t{1} << 33), -2, -1, 0, 1, 2, 31, 32, 33,
-                                   4096, 1 << 16, 1 << 20, 1 << 22, (int64_t{1} << 31) - 1, int64_t{1} << 31,
-                                   int64_t{1} << 32, int64_t{1} << 46, int64_t{1} << 62,
-                                   std::numeric_limits<int64_t>::max()};
-  return values[whole(0, std::size(values) - 1)];
-}
-float strange() {
-  static const float values[] = {0, -1, 1e-45f, 1e30f, 3.4e38f, -3.4e38f, std::numeric_limits<float>::infinity(),
-                                 std::numeric_limits<float>::quiet_NaN()};
-  return values[whole(0, std::size(values) - 1)];
-}
-
-[[noreturn]] void fail(const std::string& what) {
-  std::printf("WRONG: %s\n", what.c_str());
-  std::exit(1);
-}
-void fine(int64_t code, const char* what) {
-  if (code) fail(std::string(what) + " was refused with " + std::to_string(code));
-}
-
-uint16_t half(float x) {  // of a normal number that half precision has
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const int exponent = static_cast<int>(bits >> 23 & 255) - 112;
-  if (exponent <= 0) return 0;
-  return static_cast<uint16_t>(bits >> 16 & 0x8000) | static_cast<uint16_t>(exponent << 10 | (bits >> 13 & 1023));
-}
-
-// A network with random weights. `wild`: with huge weights, so that sums become infinite.
-struct Network {
-  int64_t layers = whole(1, 3), kv_heads = whole(1, 3), heads = kv_heads * whole(1, chance(0.2) ? 14 : 4);
-  int64_t head_size = chance(0.5) ? whole(1, 12) * 2 : whole(1, 70), hidden = whole(1, 70), intermediate = whole(1, 100);
-  int64_t vocabulary = whole(1, 60), context = whole(1, 200), rotary = chance(0.8) ? whole(0, head_size / 2) * 2 : 0;
-  int64_t gated = whole(0, 1), window = chance(0.5) ? whole(1, 40) : 0, most_rows = whole(1, 90);
-  bool wild = chance(0.1);
-  std::vector<int64_t> sizes{layers,  hidden, heads, kv_heads, head_size, intermediate, vocabulary, context,
-                             rotary,  whole(0, 4), gated, whole(0, 1), window, most_rows};
-  std::vector<float> numbers{1e-5f, chance(0.3) ? 3.0f : 1.0f, 0.4f, chance(0.3) ? 5.0f : 0.0f, chance(0.3) ? 9.0f : 0.0f};
-  std::vector<std::unique_ptr<char[]>> memory;
-  struct Part {
-    int64_t layer, name, kind, outputs, inputs, value_bytes, scale_bytes;
-    char *values, *scales;
-  };
-  std::vector<Part> matrices, vectors;
-  std::vector<float> frequencies = std::vector<float>(rotary / 2);
-  std::vector<int64_t> sliding;
-
-  char* take(int64_t bytes) {
-    memory.emplace_back(new char[bytes]);
-    return memory.back().get();
-  }
-
-  void floats(char* to, int64_t count, float size) {
-    for (int64_t i = 0; i < count; i++) {
-      const float x = wild && chance(0.05) ? 1e30f * normal() : size * normal();
-      std::memcpy(to + 4 * i, &x, 4);
-    }
-  }
-
-  Part matrix(int64_t layer, int64_t name, int64_t kind, int64_t outputs, int64_t inputs) {
-    const int64_t panels = up(outputs, 16) / 16, groups = up(inputs, 32) / 32;
-    const int64_t number = kind == 0 ? 4 : 2;
-    const int64_t bytes = kind < 2 ? panels * 16 * inputs * number : panels * groups * (kind == 2 ? 512 : 256);
-    const int64_t scales = kind < 2 ? 0 : panels * groups * (kind == 4 ? 32 : 16);
-    Part part{layer, name, kind, outputs, inputs, bytes, 2 * scales, take(bytes), scales ? take(2 * scales) : nullptr};
-    const float size = 1.0f / std::sqrt(static_cast<float>(inputs));
-    if (kind == 0) floats(part.values, bytes / 4, size);
-    if (kind == 1)
-      for (int64_t i = 0; i < bytes / 2; i++) {
-        const uint16_t bits = half(size * normal());
-        std::memcpy(part.values + 2 * i, &bits, 2);
-      }
-    if (kind >= 2)
-      for (int64_t i = 0; i < bytes; i++) part.values[i] = static_cast<char>(whole(0, 255));
-    for (int64_t i = 0; i < scales; i++) {
-      const uint16_t bits = wild && chance(0.1) ? 0x7bff : half((kind == 2 ? 0.02f : 0.2f) * size * normal());
-      std::memcpy(part.scales + 2 * i, &bits, 2);
-    }
-    return part;
-  }
-
-  int64_t outputs_of(int64_t name) const {
-    if (name == 0) return (heads + 2 * kv_heads) * head_size;
-    if (name == 2) return up(intermediate, 32) * (gated ? 2 : 1);
-    return name < 4 ? hidden : vocabulary;
-  }
-  int64_t inputs_of(int64_t name) const { return name == 1 ? heads * head_size : name == 3 ? intermediate : hidden; }
-  int64_t length_of(int64_t name) const {
-    if (name == 8 || name == 9) return head_size;
-    if (name == 10 || name == 12) return outputs_of(name - 10);
-    return name == 16 ? vocabulary : name == 17 ? context * hidden : hidden;
-  }
-
-  Network() {
-    const int64_t same = chance(0.5) ? whole(0, 4) : -1;
-    const auto kind = [&] { return same >= 0 ? same : whole(0, 4); };
-    for (int64_t layer = 0; layer < layers; layer++) {
-      for (int64_t name = 0; name < kMatrices; name++)
-        matrices.push_back(matrix(layer, name, kind(), outputs_of(name), inputs_of(name)));
-      sliding.push_back(window && chance(0.5));
-    }
-    for (int64_t name = 4; name < 6; name++) matrices.push_back(matrix(-1, name, kind(), vocabulary, hidden));
-    for (int64_t name = 0; name < kVectors; name++) {
-      const bool needed = name == 0 || name == 2 || name == 14 || (name == 17 && rotary == 0);
-      if (!needed && !chance(0.3)) continue;
-      for (int64_t layer = name < kLayerVectors ? 0 : -1; layer < (name < kLayerVectors ? layers : 0); layer++) {
-        const int64_t length = length_of(name);
-        Part part{layer, name, 0, length, 1, 4 * length, 0, take(4 * length), nullptr};
-        floats(part.values, length, 1.0f);
-        vectors.push_back(part);
-      }
-    }
-    for (float& f : frequencies) f = std::exp(normal());
-  }
-
-  Model* build(int64_t threads) const {
-    Model* model = nullptr;
-    fine(hanmo_model_new(sizes.data(), numbers.data(), threads, &model), "a network");
-    for (const Part& p : matrices)
-      fine(hanmo_model_matrix(model, p.layer, p.name, p.kind, p.outputs, p.inputs, p.values, p.value_bytes, p.scales,
-                              p.scale_bytes), "a matrix");
-    for (const Part& p : vectors)
-      fine(hanmo_model_vector(model, p.layer, p.name, reinterpret_cast<float*>(p.values), p.outputs), "a vector");
-    for (int64_t layer = 0; layer < layers; layer++) fine(hanmo_model_sliding(model, layer, sliding[layer]), "sliding");
-    for (int64_t local = 0; local < 2; local++)
-      fine(rotary ? hanmo_model_rotary(model, local, frequencies.data(), rotary / 2, 1.0f) : 0, "frequencies");
-    for (const auto& [number, changes] : adapters)
-      for (const Change& c : changes)
-        fine(hanmo_model_adapter(model, number, c.layer, c.name, c.rank, c.a.values, c.a.value_bytes, c.b.values,
-                                 c.b.value_bytes), "an adapter");
-    return model;
-  }
-
-  struct Change {
-    int64_t layer, name, rank;
-    Part a, b;
-  };
-  std::map<int64_t, std::vector<Change>> adapters;
-
-  void add_adapters() {
-    for (int64_t number = 0; number < 3; number++)
-      for (int64_t layer = 0; layer < layers; layer++)
-        for (int64_t name = 0; name < kMatrices; name++)
-          if (chance(0.5)) {
-            const int64_t rank = whole(1, 40);
-            adapters[2 * number].push_back({layer, name, rank, matrix(0, 0, 0, rank, inputs_of(name)),
-                                            matrix(0, 0, 0, outputs_of(name), rank)});
-          }
-  }
-};
+constexpr int64_t kPage = 32;
 
 // Arrays of one call, each in memory of its own size.
 struct Request {
@@ -209,14 +22,6 @@ struct Request {
                          stride, tables.data(), static_cast<int64_t>(wanted.size()), wanted.data(), logits);
   }
 };
-
-bool same_bits(const float* a, const float* b, int64_t count) {
-  for (int64_t i = 0; i < count; i++) {
-    if (std::isnan(a[i]) && std::isnan(b[i])) continue;
-    if (std::memcmp(a + i, b + i, 4)) return false;
-  }
-  return true;
-}
 
 struct Text {
   std::vector<int32_t> tokens, table;
@@ -254,11 +59,7 @@ class Walk {
     std::vector<float> logits(good.wanted.size() * width);
     Request bad = good;
     const int64_t row = whole(0, rows - 1);
-    const auto number = [&] {
-      const int64_t value = chance(0.5) ? whole(-3, 300) : extreme();
-      return static_cast<int32_t>(std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(),
-                                                      std::numeric_limits<int32_t>::max()));
-    };
+    const auto number = [] { return chance(0.5) ? static_cast<int32_t>(whole(-3, 300)) : extreme32(); };
     bool must_fail = false;
     switch (whole(0, 5)) {
       case 0: bad.tokens[row] = number(); must_fail = bad.tokens[row] < 0 || bad.tokens[row] >= n.vocabulary; break;
@@ -282,9 +83,7 @@ class Walk {
     float* out = logits.data();
     const int64_t tables = static_cast<int64_t>(g.tables.size()) / g.stride;
     const int32_t *t = g.tokens.data(), *s = g.sequences.data(), *p = g.positions.data(), *pages = g.tables.data();
-    const auto refused = [](int64_t code) {
-      if (!code) fail("a call without its arrays was not refused");
-    };
+    const auto refused = [](int64_t code) { ::refused(code, "a call without its arrays"); };
     refused(hanmo_forward(nullptr, cache, rows, t, s, p, nullptr, tables, g.stride, pages, 0, nullptr, nullptr));
     refused(hanmo_forward(model, nullptr, rows, t, s, p, nullptr, tables, g.stride, pages, 0, nullptr, nullptr));
     refused(hanmo_forward(model, cache, rows, nullptr, s, p, nullptr, tables, g.stride, pages, 0, nullptr, nullptr));
@@ -451,40 +250,90 @@ void impossible_parts() {
     *fields[chosen] = chance(0.5) ? before + whole(-1, 1) : extreme();
     // names and layers may be exchanged for others of the same size; all else must be refused
     if (*fields[chosen] == before || chosen < 3) continue;
-    if (!hanmo_model_matrix(model, p.layer, p.name, p.kind, p.outputs, p.inputs, p.values, p.value_bytes, p.scales,
-                            p.scale_bytes))
-      fail("a matrix of another size was not refused");
+    refused(Network::put(model, p), "a matrix of another size");
   }
   for (int turn = 0; turn < 100; turn++) {
     const Network::Part& p = n.vectors[whole(0, static_cast<int64_t>(n.vectors.size()) - 1)];
     const int64_t count = chance(0.5) ? p.outputs + whole(-1, 1) : extreme();
-    if (count != p.outputs && !hanmo_model_vector(model, p.layer, p.name, reinterpret_cast<float*>(p.values), count))
-      fail("a vector of another size was not refused");
-    if (!hanmo_model_vector(model, p.layer + n.layers + 1, p.name, reinterpret_cast<float*>(p.values), p.outputs))
-      fail("a vector of no layer was not refused");
+    if (count != p.outputs)
+      refused(hanmo_model_vector(model, p.layer, p.name, p.floats(), count), "a vector of another size");
+    refused(hanmo_model_vector(model, p.layer + n.layers + 1, p.name, p.floats(), p.outputs), "a vector of no layer");
     hanmo_model_sliding(model, extreme(), extreme());
     const float value = strange();
-    const std::vector<float> frequencies(64, value);
-    const int64_t pairs = extreme();
+    const std::vector<float> frequencies(64, value), table(n.hidden, value);
+    const int64_t pairs = extreme(), types = extreme();
     if (!hanmo_model_rotary(model, whole(0, 1), frequencies.data(), pairs, strange()) && pairs != n.rotary / 2)
       fail("frequencies of another count were not refused");
+    if (types != 1) refused(hanmo_model_types(model, table.data(), types, n.hidden), "segments of another count");
     int64_t c[] = {whole(0, 2), 0, whole(0, 3), 1, 4, 4};
     c[whole(0, 5)] = extreme();
     hanmo_model_adapter(model, c[0], c[1], c[2], c[3], &value, std::min<int64_t>(c[4], 4), &value, std::min<int64_t>(c[5], 4));
     hanmo_model_adapter_free(model, extreme());
   }
-  for (const Network::Part& p : n.matrices) {
+  for (Network::Part p : n.matrices) {
     std::vector<char> values(p.values, p.values + p.value_bytes);
     std::vector<char> scales(p.scales, p.scales + p.scale_bytes);
     const uint16_t nan = 0x7e00;
     const uint32_t infinite = 0x7f800000;
-    if (p.kind == 0) std::memcpy(values.data() + 4 * whole(0, p.value_bytes / 4 - 1), &infinite, 4);
-    if (p.kind == 1) std::memcpy(values.data() + 2 * whole(0, p.value_bytes / 2 - 1), &nan, 2);
-    if (p.kind >= 2) std::memcpy(scales.data() + 2 * whole(0, p.scale_bytes / 2 - 1), &nan, 2);
-    if (!hanmo_model_matrix(model, p.layer, p.name, p.kind, p.outputs, p.inputs, values.data(), p.value_bytes,
-                            scales.data(), p.scale_bytes))
-      fail("a matrix that holds NaN was not refused");
+    if (p.kind == kFloat32) std::memcpy(values.data() + 4 * whole(0, p.value_bytes / 4 - 1), &infinite, 4);
+    if (p.kind == kFloat16) std::memcpy(values.data() + 2 * whole(0, p.value_bytes / 2 - 1), &nan, 2);
+    if (p.kind >= kInt8) std::memcpy(scales.data() + 2 * whole(0, p.scale_bytes / 2 - 1), &nan, 2);
+    p.values = values.data(), p.scales = scales.data();
+    refused(Network::put(model, p), "a matrix that holds NaN");
+    // one byte off what its numbers must be aligned to, as in a file that was made by others
+    const int64_t size = p.kind == kFloat32 ? 4 : p.kind == kFloat16 ? 2 : 0;
+    std::vector<char> shifted(p.value_bytes + 1), scales_shifted(p.scale_bytes + 1);
+    p.values = shifted.data() + (size ? 1 : 0), p.scales = size ? nullptr : scales_shifted.data() + 1;
+    refused(Network::put(model, p), "a matrix at an odd address");
   }
+  hanmo_model_free(model);
+}
+
+// The scales of a decoder's products belong to single groups: a matrix with others is no weight of it.
+void wide() {
+  Network n;
+  Model* model = n.build(1);
+  Cache* cache = nullptr;
+  fine(hanmo_cache_new(model, 1, 2, &cache), "a cache");
+  const int64_t name = whole(0, kLayerMatrices);
+  const Network::Part part = name < kLayerMatrices ? n.matrix(0, name, kInt8Wide, n.outputs_of(name), n.inputs_of(name))
+                                                   : n.matrix(-1, kHead, kInt8Wide, n.vocabulary, n.hidden);
+  fine(Network::put(model, part), "a wide matrix");
+  const int32_t zero = 0;
+  std::vector<float> logits(up(n.vocabulary, 16));
+  if (hanmo_forward(model, cache, 1, &zero, &zero, &zero, nullptr, 1, 1, &zero, 1, &zero, logits.data()) != kIncomplete)
+    fail("a decoder with a wide matrix computes");
+  hanmo_cache_free(cache);
+  hanmo_model_free(model);
+}
+
+// One token has so many before it that its thread reads nothing else, and the next thread nothing at all.
+void uneven() {
+  Sizes sizes;
+  sizes.hidden = sizes.intermediate = 1, sizes.gated = 0, sizes.window = 0, sizes.context = 200, sizes.most_rows = 60;
+  const Network n(false, sizes);
+  Model* model = n.build(3);
+  Cache* cache = nullptr;
+  fine(hanmo_cache_new(model, 24, 1 << whole(0, 2), &cache), "a cache");
+  Request r;
+  r.stride = 7, r.tables = {0, 1, 2, 3, 4, 5, 6};
+  std::vector<float> logits(60 * up(n.vocabulary, 16));
+  const auto row = [&](int32_t sequence, int32_t position) {
+    r.tokens.push_back(0), r.sequences.push_back(sequence), r.positions.push_back(position);
+    r.wanted.push_back(static_cast<int32_t>(r.wanted.size()));
+  };
+  for (int32_t position = 0; position < 190;) {
+    for (int i = 0; i < 38; i++) row(0, position++);
+    fine(r.run(model, cache, logits.data()), "a long text");
+    r.tokens.clear(), r.sequences.clear(), r.positions.clear(), r.wanted.clear();
+  }
+  row(0, 190);
+  for (int32_t text = 1; text < 18; text++) {
+    r.tables.insert(r.tables.end(), 7, 6 + text);
+    for (int i = 0; i < 3; i++) row(text, i);
+  }
+  fine(r.run(model, cache, logits.data()), "one long text and many short ones");
+  hanmo_cache_free(cache);
   hanmo_model_free(model);
 }
 
@@ -504,9 +353,26 @@ void too_large() {
   hanmo_model_free(model);
 }
 
+// Logits that do not fit into the memory they are given.
+void planted() {
+  const Network n;
+  Model* model = n.build(1);
+  Cache* cache = nullptr;
+  fine(hanmo_cache_new(model, 1, 2, &cache), "a cache");
+  const int32_t zero = 0;
+  const std::unique_ptr<float[]> logits(new float[up(n.vocabulary, 16) - 1]);
+  hanmo_forward(model, cache, 1, &zero, &zero, &zero, nullptr, 1, 1, &zero, 1, &zero, logits.get());
+  hanmo_cache_free(cache);
+  hanmo_model_free(model);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
+  if (count > 1 && !std::strcmp(arguments[1], "planted")) {
+    planted();
+    return 0;
+  }
   const uint64_t seed = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1;
   const int rounds = count > 2 ? std::atoi(arguments[2]) : 100;
   for (int round = 0; round < rounds; round++) {
@@ -516,9 +382,10 @@ int main(int count, char** arguments) {
     Walk walk(network);
     walk.run(whole(2, 14));
     for (int turn = 0; turn < 5; turn++) walk.impossible();
-    if (round % 4 == 0) impossible_parts();
+    if (round % 4 == 0) impossible_parts(), wide();
+    if (round % 8 == 0) uneven();
     if (round % 32 == 0) too_large();
   }
-  std::printf("%d networks: fine\n", rounds);
+  std::printf("%d decoders: fine\n", rounds);
   return 0;
 }

@@ -92,13 +92,7 @@ class NativeEncoder(NativeModel):
         super().__init__(config, prepare_encoder(config, weights, precision), threads, rows=1)
         types = self.parts.get("types")
         if isinstance(types, Tensor):
-            if types.numel() != config.token_types * config.hidden_size:
-                raise ModelError(
-                    "the embeddings of segments have another size than the network's shape asks for",
-                    where="native engine",
-                    zh="分段嵌入的尺寸与网络形状不符",
-                )
-            call("model_types", self.handle, types, config.token_types)
+            call("model_types", self.handle, types, config.token_types, types.numel())
 
     def hidden(self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> Tensor:
         """States of the last layer of all tokens of all texts, float32 ``[M, D]``, in the order given.

@@ -14,7 +14,7 @@ from torch import Tensor
 from hanmo.errors import ModelError, ResourceError
 from hanmo.models.kernels import native
 
-ABI = 3
+ABI = 4
 LEVELS = {
     "avx512": native.LEVELS["avx512"],
     "avxvnni": native.LEVELS["avx2"] | {"avx_vnni"},

@@ -16,7 +16,7 @@ enum Complaint : int64_t {
   kBadOrder, kNoPointer, kNotFinite, kMisaligned, kSharedPage, kBadAdapter, kBadType,
 };
 
-constexpr int64_t kAbi = 3;                     // library.py; changes with the functions below
+constexpr int64_t kAbi = 4;                     // library.py; changes with the functions below
 constexpr int64_t kLargest = int64_t{1} << 31;  // no size of a model or batch comes near
 constexpr int64_t kMostMemory = int64_t{1} << 46, kMostAdapters = 1 << 12, kMostRanks = 1 << 16;
 constexpr int64_t kMostTokens = 1 << 20;        // of the texts of one call of an encoder
@@ -243,7 +243,7 @@ EXPORT int64_t hanmo_cache_new(const Model* model, int64_t pages, int64_t number
     cache->dimensions = s.filled_head(), cache->number_bytes = number_bytes;
     if (cache->page_bytes() > kMostMemory / pages) return kNoMemory;
     cache->memory.resize(pages * cache->page_bytes());  // zeros: pages are read to their end
-    cache->seen.resize(pages);
+    cache->written.resize(pages);
     *out = cache.release();
     return kFine;
   });
@@ -300,19 +300,18 @@ Complaint for_pages(const Rows& rows, const Body& body) {
 
 // Every page is there; and one that is written to belongs to one place of one sequence.
 Complaint check_pages(Cache& cache, const Rows& rows) {
-  const auto there = [&](int32_t page, bool) { return within(page, 0, cache.pages - 1) ? kFine : kBadPage; };
-  if (const Complaint complaint = for_pages(rows, there)) return complaint;
-  const auto counted = [&](int by) {
-    return [&cache, by](int32_t page, bool written) {
-      if (written) cache.seen[page] += by;
-      return kFine;
-    };
+  const int64_t call = ++cache.calls;
+  const auto write = [&](int32_t page, bool written) {
+    if (!within(page, 0, cache.pages - 1)) return kBadPage;
+    if (written && cache.written[page] == call) return kSharedPage;
+    if (written) cache.written[page] = call;
+    return kFine;
   };
-  for_pages(rows, counted(1));
-  const Complaint complaint =
-      for_pages(rows, [&](int32_t page, bool written) { return cache.seen[page] > written ? kSharedPage : kFine; });
-  for_pages(rows, counted(-1));
-  return complaint;
+  const auto read = [&](int32_t page, bool written) {
+    return !written && cache.written[page] == call ? kSharedPage : kFine;
+  };
+  const Complaint complaint = for_pages(rows, write);
+  return complaint ? complaint : for_pages(rows, read);
 }
 
 }  // namespace
@@ -342,11 +341,11 @@ EXPORT int64_t hanmo_forward(Model* model, Cache* cache, int64_t count, const in
   });
 }
 
-// The embeddings of an encoder's segments, [type][hidden]; none where there are no segments.
-EXPORT int64_t hanmo_model_types(Model* model, const float* values, int64_t types) {
+// The embeddings of an encoder's segments, `count` numbers [type][hidden]; none where there are no segments.
+EXPORT int64_t hanmo_model_types(Model* model, const float* values, int64_t types, int64_t count) {
   if (!model || !values) return kNoPointer;
   if (!within(types, 1, 1 << 16)) return kBadCount;
-  const int64_t count = types * model->shape.hidden;
+  if (count != types * model->shape.hidden) return kBadSize;
   if (!aligned(values, 4)) return kMisaligned;
   if (!finite(values, count)) return kNotFinite;
   return guarded([&] {

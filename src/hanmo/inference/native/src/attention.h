@@ -36,7 +36,8 @@ struct Cache {
   int64_t pages = 0, layers = 0, heads = 0, dimensions = 0;  // dimensions of a head, filled up to 32
   int64_t number_bytes = 2;                                  // 1: 8 bits with scales, 2: half precision, 4: floats
   Buffer<char> memory;
-  Buffer<int32_t> seen;  // [page], of use to those who check a request
+  Buffer<int64_t> written;  // [page], the last call that wrote to it: how a call finds that it would do so twice
+  int64_t calls = 0;
 
   int64_t numbers() const { return dimensions * kPage; }  // of the keys, or the values, of one head in one page
   int64_t groups() const { return dimensions / kGroup; }

@@ -132,6 +132,7 @@ class Walk {
     each_text([&](int64_t first, int64_t, int64_t from, int64_t to) {
       for (int64_t row = from; row < to; row++) {
         float* out = x(row);
+        std::fill(out + s.hidden, out + hidden_width(), 0.0f);  // another text's may be no numbers
         m.embedding.row(texts.tokens[job.begin + row], out);
         for (int64_t i = 0; i < s.hidden; i++) out[i] *= s.embedding_scale;
         if (const Vector& table = m.vectors[kPositions]; !table.empty()) add(out, table.data() + (row - first) * s.hidden);
@@ -284,7 +285,7 @@ class Walk {
     const int64_t panels = inner_panels(s.gated), step = next.wide() ? kWide : 1, stride = step * panels * kPanel;
     for (int64_t g = 0; g < out.groups; g += step) {
       const int64_t groups = std::min(step, out.groups - g);
-      const Target target{mine.tile.data() - g * panels * kPanel, stride, false, bias.empty() ? nullptr : bias.data()};
+      const Target target{mine.tile.data(), stride, false, bias.empty() ? nullptr : bias.data(), g * panels * kPanel};
       multiply(matrix, g * panels, (g + groups) * panels, a.from(begin), end - begin, target, mine.expanded);
       for (int64_t row = begin; row < end; row++) {
         float* tile = mine.tile.data() + (row - begin) * stride;

@@ -24,6 +24,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "buffer.h"
@@ -145,31 +146,40 @@ struct ActivationMemory {
   }
 };
 
-// The largest magnitude of 32 floats. Compared are the bits, for which infinity and what is no number are largest.
-INLINE float greatest(Floats first, Floats second) {
+// The larger of two magnitudes, lane by lane. Compared are the bits, for which infinity and what is no number are largest.
+INLINE Ints greater(Ints a, Ints b) {
+  UNROLL EACH a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
+  return a;
+}
+INLINE Ints bits_of_magnitude(Floats v) {
+  Ints out;
+  UNROLL EACH out.at[i] = reinterpret_cast<ilanes>(v.at[i]) & 0x7fffffff;
+  return out;
+}
+INLINE float greatest(Ints magnitudes) {
   int32_t out[kPanel];
-  UNROLL EACH {
-    const ilanes a = reinterpret_cast<ilanes>(magnitude(first).at[i]);
-    const ilanes b = reinterpret_cast<ilanes>(magnitude(second).at[i]);
-    const ilanes top = a > b ? a : b;
-    std::memcpy(out + i * kLanes, &top, sizeof top);
-  }
+  std::memcpy(out, &magnitudes, sizeof out);
   UNROLL for (int half = kPanel / 2; half; half /= 2)
     for (int i = 0; i < half; i++) out[i] = out[i] > out[i + half] ? out[i] : out[i + half];
   float top;
   std::memcpy(&top, out, sizeof top);
   return top;
 }
+INLINE float greatest(Floats first, Floats second) {
+  return greatest(greater(bits_of_magnitude(first), bits_of_magnitude(second)));
+}
 
-// One group of 32 floats. If any is infinite or no number, neither is any product of the group.
+// What a group is that holds an infinite number or none: no product of it is a number.
+INLINE void quantise_none(int64_t count, int8_t* values, float* scale, int32_t* sum, float* scaled) {
+  std::memset(values, 0, count);
+  *sum = 0;
+  *scale = *scaled = std::numeric_limits<float>::quiet_NaN();
+}
+
+// One group of 32 floats.
 INLINE void quantise_group(Floats first, Floats second, int8_t* values, float* scale, int32_t* sum, float* scaled) {
   const float top = greatest(first, second);
-  if (!std::isfinite(top)) {
-    std::memset(values, 0, kGroup);
-    *sum = 0;
-    *scale = *scaled = std::numeric_limits<float>::quiet_NaN();
-    return;
-  }
+  if (!std::isfinite(top)) return quantise_none(kGroup, values, scale, sum, scaled);
   const float d = top > 1e-30f ? top / 127.0f : 0.0f, factor = top > 1e-30f ? 127.0f / top : 0.0f;
   const Ints a = nearest(first * all(factor)), b = nearest(second * all(factor));
   int32_t out[kGroup];
@@ -203,12 +213,14 @@ INLINE void quantise_row(const float* x, const Activations& a, int64_t row) {
 template <int64_t groups>
 INLINE void quantise_groups(const float* x, int8_t* values, float* scale, int32_t* sum, float* scaled) {
   constexpr int kVectors = groups * kGroup / kPanel;
-  Floats v[kVectors], top = all(0.0f);
+  Floats v[kVectors];
+  Ints top = all(0);
   UNROLL for (int i = 0; i < kVectors; i++) {
     v[i] = load(x + i * kPanel);
-    top = larger(top, magnitude(v[i]));
+    top = greater(top, bits_of_magnitude(v[i]));
   }
-  const float most = largest(top), factor = most > 1e-30f ? 127.0f / most : 0.0f;
+  const float most = greatest(top), factor = most > 1e-30f ? 127.0f / most : 0.0f;
+  if (!std::isfinite(most)) return quantise_none(groups * kGroup, values, scale, sum, scaled);
   Ints total = all(0);
   UNROLL for (int i = 0; i < kVectors; i++) {
     const Ints q = nearest(v[i] * all(factor));

@@ -226,7 +226,7 @@ __attribute__((noinline)) void multiply_wide(const Matrix& m, int64_t panel, con
 template <int panels>
 void multiply_wide_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t rows, const Target& target) {
   const int64_t size = m.groups() * m.group_bytes() * panels, tiles = (rows + kTileRows - 1) / kTileRows;
-  const int64_t part = size / (tiles ? tiles : 1);
+  const int64_t part = size / tiles;
   const uint8_t* next = m.group_values(panel, 0) + size;
   for (int64_t row = 0; row < rows; row += kTileRows, next += part) {
     for (int64_t i = 0; i < part; i += 64) __builtin_prefetch(next + i, 0, 2);
@@ -282,6 +282,7 @@ void multiply_float_panels(const Matrix& m, int64_t begin, int64_t end, const Ac
 // out[row][output] for the outputs of panels [begin, end).
 inline void multiply(const Matrix& m, int64_t begin, int64_t end, const Activations& a, int64_t rows,
                      const Target& target, Expanded& work) {
+  if (rows < 1) return;  // of a thread for which there were none
   switch (m.kind) {
     case kInt8: return multiply_quantised<kInt8>(m, begin, end, a, rows, target, work);
     case kInt4: return multiply_quantised<kInt4>(m, begin, end, a, rows, target, work);

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install install-test lint clean virtualenv
+.PHONY: demo test sanitize emulate install install-test lint clean virtualenv
 
 demo: install
 	$(BIN)/hanmo build --out runs/demo --budget 225s --overwrite
@@ -12,6 +12,13 @@ demo: install
 
 test: install-test lint
 	$(BIN)/pytest -n 2
+
+# the native engine's C++ under AddressSanitizer and UndefinedBehaviorSanitizer; and built for ARM, run by qemu
+sanitize:
+	tests/native/sanitize.sh
+
+emulate:
+	tests/native/emulate.sh
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -1,43 +1,71 @@
 #!/usr/bin/env bash
-# The native engine under AddressSanitizer and UndefinedBehaviorSanitizer: its kernels against plain loops, then random
-# networks and requests. Needs only a C++ compiler with these; takes some minutes on two cores, most of them to compile.
+# The native engine under AddressSanitizer and UndefinedBehaviorSanitizer, in each form that this machine runs: its
+# kernels against plain loops, then random networks, requests and texts. Needs only a C++ compiler with these; takes
+# some minutes on two cores, most of them to compile.
 #
-#     tests/native/sanitize.sh [rounds]
+#     tests/native/sanitize.sh [rounds] [form ...]        60 rounds; forms: plain avx2 avx512 neon
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")"
+tests=$PWD sources=$(cd ../../src/hanmo/inference/native/src && pwd)
 rounds=${1:-60}
-sources=src/hanmo/inference/native/src
+shift $(($# ? 1 : 0))
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cd "$work"
 
 compiler=${CXX:-g++}
 command -v "$compiler" > /dev/null || { echo "skipped: there is no C++ compiler"; exit 0; }
+# a null pointer ends the program by itself; to look for it before each access takes most of the time to compile
 flags=(-std=c++17 -O1 -g1 -fno-var-tracking -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off -w -fno-omit-frame-pointer
-       -fsanitize=address,undefined -fno-sanitize-recover=all "-I$sources")
-echo 'int main() {}' > "$work/empty.cpp"
-"$compiler" "${flags[@]}" "$work/empty.cpp" -o "$work/empty" 2> /dev/null || { echo "skipped: no sanitizers"; exit 0; }
+       -fsanitize=address,undefined -fno-sanitize=null,object-size,vptr -fno-sanitize-recover=all -D_GLIBCXX_SANITIZE_VECTOR=1
+       "-I$sources")
+echo 'int main() {}' > empty.cpp
+"$compiler" "${flags[@]}" empty.cpp -o empty 2> /dev/null || { echo "skipped: no sanitizers"; exit 0; }
 
-declare -A levels=([plain]="")
-if [ "$(uname -m)" = x86_64 ]; then
-  grep -qw avx2 /proc/cpuinfo && levels[avx2]="-march=x86-64-v3"
-  grep -qw avx512_vnni /proc/cpuinfo && levels[avx512]="-march=x86-64-v4 -mavx512vnni"
-elif [ "$(uname -m)" = aarch64 ]; then
-  grep -qw asimddp /proc/cpuinfo && levels[neon]="-march=armv8.2-a+dotprod"
-fi
+declare -A machine=([plain]="" [avx2]="-march=x86-64-v3" [avx512]="-march=x86-64-v4 -mavx512vnni" [neon]="-march=armv8.2-a+dotprod")
+forms=(plain)
+case $(uname -m) in
+  x86_64)
+    grep -qw avx2 /proc/cpuinfo && forms+=(avx2)
+    grep -qw avx512_vnni /proc/cpuinfo && forms+=(avx512) ;;
+  aarch64) grep -qw asimddp /proc/cpuinfo && forms+=(neon) ;;
+esac
+(($#)) && forms=("$@")
+
+# A program with a fault that was planted ends with this complaint: what follows could fail.
+caught() {
+  if "${@:2}" > log 2>&1 || ! grep -q "$1" log; then
+    echo "WRONG: a planted fault was not caught: $1"
+    exit 1
+  fi
+}
 
 # what is too large is refused, not given: as without sanitizers
 export ASAN_OPTIONS="allocator_may_return_null=1:max_allocation_size_mb=2048:detect_leaks=1"
 export UBSAN_OPTIONS="print_stacktrace=1" OMP_NUM_THREADS=2
-for level in "${!levels[@]}"; do
-  echo "== $level"
-  read -ra machine <<< "${levels[$level]}"
-  build() { "$compiler" "${flags[@]}" "${machine[@]}" "$@"; }
-  build -c "$sources/walk.cpp" -o "$work/walk.o" &
-  build tests/native/kernels.cpp -o "$work/kernels" &
-  build -c "$sources/api.cpp" -o "$work/api.o"
-  build -c tests/native/requests.cpp -o "$work/requests.o"
-  for job in $(jobs -p); do wait "$job"; done
-  build "$work"/{api,walk,requests}.o -o "$work/requests"
-  "$work/kernels"
-  "$work/requests" "${SEED:-1}" "$rounds"
+for form in "${forms[@]}"; do
+  echo "== $form"
+  read -ra instructions <<< "${machine[$form]}"
+  printf '%s\n' "$sources"/{walk,encoder}.cpp "$tests"/{kernels,requests,texts}.cpp "$sources/api.cpp" |
+    xargs -P "$(nproc)" -I@ "$compiler" "${flags[@]}" "${instructions[@]}" -c @
+  for program in kernels requests texts; do
+    engine=({api,walk,encoder}.o)
+    [ $program = kernels ] && engine=()
+    "$compiler" "${flags[@]}" $program.o "${engine[@]}" -o $program
+  done
+  caught "signed integer overflow" ./kernels planted
+  caught "AddressSanitizer" ./requests planted
+  ./kernels | tee "$form.bits"
+  # warnings are of memory that no machine has
+  ./requests "${SEED:-1}" "$rounds" 2> >(grep -v "WARNING: AddressSanitizer failed to allocate" >&2)
+  ./texts "${SEED:-1}" "$rounds"
 done
+
+if [ "$(cat ./*.bits | grep exact | sort -u | wc -l)" != 1 ]; then
+  echo "WRONG: what is exact differs between the forms"
+  exit 1
+fi
+if [ -f avx2.bits ] && [ -f avx512.bits ] && ! cmp -s <(tail -1 avx2.bits) <(tail -1 avx512.bits); then
+  echo "WRONG: AVX2 and AVX-512 round differently"
+  exit 1
+fi

@@ -11,9 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
-from hanmo.inference.engine import Chunk
+from hanmo.inference.engine import Chunk, TokenLogprobs
 from hanmo.inference.sampling import Sampling
 from hanmo.inference.stream import IncrementalDecoder
 from hanmo.serving.app import create_app
@@ -72,12 +70,13 @@ class FakeModel:
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
         return self.tokenizer.encode("\n".join(f"{message['role']}: {message['content']}" for message in messages))
 
-    def stream(self, prompt: list[int], **options: Any) -> Iterator[Chunk]:
+    def stream(self, prompts: list[list[int]], **options: Any) -> Iterator[Chunk]:
         sampling = Sampling(**options)
-        for choice in range(sampling.n):
-            yield from self.one(prompt, choice, sampling)
+        for index, prompt in enumerate(prompts):
+            for choice in range(sampling.n):
+                yield from self.one(index, prompt, choice, sampling)
 
-    def one(self, prompt: list[int], choice: int, sampling: Sampling) -> Iterator[Chunk]:
+    def one(self, index: int, prompt: list[int], choice: int, sampling: Sampling) -> Iterator[Chunk]:
         decoder = IncrementalDecoder(sampling.stop)
         answer = [*expected_text(prompt, choice).encode("utf-8"), EOS]
         for count, id in enumerate(answer, start=1):
@@ -89,12 +88,17 @@ class FakeModel:
             reason = (
                 "stop" if id == EOS or decoder.stop_string else "length" if count == sampling.max_new_tokens else None
             )
-            yield Chunk(text + (decoder.finish() if reason else ""), [id], reason, len(prompt), 0, choice)
+            text += decoder.finish() if reason else ""
+            scores = None if sampling.logprobs is None else [self.scores(id, sampling.logprobs)]
+            yield Chunk(text, [id], reason, len(prompt), index, choice, logprobs=scores)
             if reason:
                 return
 
-    def logprobs(self, ids: Sequence[int]) -> torch.Tensor:
-        return -torch.tensor([float(id) for id in ids])
+    def scores(self, id: int, top: int) -> TokenLogprobs:
+        return TokenLogprobs(-float(id), [(id + place, -float(id + place)) for place in range(top)])
+
+    def prompt_logprobs(self, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs | None]:
+        return [None, *(self.scores(id, top) for id in ids[1:])]
 
 
 def expected_text(prompt: Sequence[int], choice: int = 0) -> str:

@@ -135,8 +135,10 @@ def test_log_probabilities_of_a_text_and_of_new_tokens(model: RemoteModel) -> No
     (completion,) = model.generate("a", max_new_tokens=3, logprobs=0)
     assert isinstance(completion, RemoteCompletion) and completion.logprobs is not None
     assert [token.logprob for token in completion.logprobs] == [-float(byte) for byte in completion.text.encode()]
-    with pytest.raises(UsageError, match="logprobs"):
-        model.chat(HELLO, logprobs=2)  # which this server does not offer
+    (completion,) = model.chat(HELLO, logprobs=2)
+    assert isinstance(completion, RemoteCompletion) and completion.logprobs is not None
+    first = completion.logprobs[0]
+    assert (first.token, first.logprob, first.alternatives) == ("[", -91.0, {"[": -91.0, "\\": -92.0})
 
 
 def test_errors_of_our_server_become_errors_of_ours(own: str, model: RemoteModel) -> None:

@@ -188,7 +188,34 @@ def test_echo_and_logprobs(client: openai.OpenAI) -> None:
     assert only_prompt.choices[0].logprobs.token_logprobs == answer.logprobs.token_logprobs[:3]
     without = client.completions.create(model="fake", prompt="é!", max_tokens=2, logprobs=0).choices[0]
     assert without.logprobs.token_logprobs == answer.logprobs.token_logprobs[3:]
-    assert without.logprobs.text_offset == [0, 1]
+    assert without.logprobs.text_offset == [0, 1] and without.logprobs.top_logprobs is None
+    two = client.completions.create(model="fake", prompt="aé", max_tokens=1, logprobs=2, echo=True).choices[0].logprobs
+    assert two.tokens == ["a", "bytes:\\xc3", "bytes:\\xa9", "["]
+    assert two.top_logprobs[0] is None and two.top_logprobs[3] == {"[": -91.0, "\\": -92.0}
+
+
+def test_logprobs_of_a_stream_add_up(client: openai.OpenAI) -> None:
+    common: dict[str, Any] = {"model": "fake", "max_tokens": 30, "n": 2}
+    whole = client.completions.create(prompt=["a", "é"], echo=True, logprobs=1, **common).choices
+    parts: list[dict[str, Any]] = [{"text": "", "tokens": [], "top_logprobs": [], "text_offset": []} for _ in whole]
+    for chunk in client.completions.create(prompt=["a", "é"], echo=True, logprobs=1, stream=True, **common):
+        (choice,) = chunk.choices
+        parts[choice.index]["text"] += choice.text
+        for name in ("tokens", "top_logprobs", "text_offset"):
+            parts[choice.index][name] += getattr(choice.logprobs, name)
+    for choice, part in zip(whole, parts, strict=True):
+        assert part.pop("text") == choice.text
+        assert part == {name: getattr(choice.logprobs, name) for name in part}
+    chat: dict[str, Any] = {"messages": CHAT, "logprobs": True, "top_logprobs": 2, **common}
+    said = client.chat.completions.create(**chat).choices
+    streamed: list[list[Any]] = [[], []]
+    for chunk in client.chat.completions.create(**chat, stream=True):
+        (choice,) = chunk.choices
+        streamed[choice.index] += choice.logprobs.content if choice.logprobs else []
+    assert streamed == [choice.logprobs.content for choice in said] and len(streamed[0]) == 30
+    token = said[0].logprobs.content[0]
+    assert (token.token, token.bytes, token.logprob) == ("[", [91], -91.0)
+    assert [(top.token, top.logprob) for top in token.top_logprobs] == [("[", -91.0), ("\\", -92.0)]
 
 
 def test_an_empty_prompt_is_the_start_of_a_text(client: openai.OpenAI) -> None:
@@ -271,8 +298,25 @@ def test_echoed_logprobs_are_those_of_the_engine(network: LanguageModel, real: o
     answer = real.completions.create(model="real", prompt="春眠", max_tokens=5, temperature=0, echo=True, logprobs=0)
     ids = network.encode_prompt("春眠")
     ids += network.generate([ids], max_new_tokens=5)[0].ids
-    expected = network.logprobs(ids).tolist()[1:]
+    expected = network.logits(ids).log_softmax(1)[range(len(ids) - 1), ids[1:]].tolist()
     assert answer.choices[0].logprobs.token_logprobs == pytest.approx(expected, abs=1e-5)
+    answer = real.completions.create(model="real", prompt=ids, max_tokens=0, temperature=0, echo=True, logprobs=3)
+    scores = answer.choices[0].logprobs
+    assert scores.token_logprobs[0] is None and scores.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
+    for value, top in zip(scores.token_logprobs[1:], scores.top_logprobs[1:], strict=True):
+        assert len(top) <= 3 and value <= max(top.values()) + 1e-6
+
+
+def test_several_prompts_are_continued_together(network: LanguageModel, real: openai.OpenAI) -> None:
+    prompts = ["春眠", "不觉", "a", "处处闻", "啼", "夜来", "风", "雨", "声", "花落"]
+    common: dict[str, Any] = {"model": "real", "max_tokens": 8, "temperature": 0.8, "seed": 3}
+    answer = real.completions.create(prompt=prompts, **common).choices
+    assert [choice.index for choice in answer] == list(range(10))
+    single = [real.completions.create(prompt=prompt, **common).choices[0].text for prompt in prompts]
+    assert [choice.text for choice in answer] == single
+    before = network.engine.steps
+    real.completions.create(prompt=prompts[:8], **common, extra_body={"ignore_eos": True})
+    assert network.engine.steps - before < 8 * 4  # one prompt after the other would take 8 steps each
 
 
 def test_an_answer_up_to_the_last_token_of_the_context(network: LanguageModel, real: openai.OpenAI) -> None:
@@ -320,7 +364,7 @@ BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("prompt", [300], "token id 300 at position 0 is outside the vocabulary (0 to 256)"),
     ("prompt", [5, -1], "token id -1 at position 1"),
     ("prompt", [True], "must be a text"),
-    ("logprobs", 1, "only 'logprobs': 0 is supported"),
+    ("logprobs", 6, "less than or equal to 5"),
     ("logprobs", True, "valid integer"),
     ("model", 5, "valid string"),
     ("best_of", 3, "'best_of' is not supported"),

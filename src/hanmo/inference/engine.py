@@ -509,7 +509,10 @@ class Engine:
             if id is None:
                 row.give_up()
                 break
-            row.accept(id, self.vocabulary, None if wanted is None else logprobs(logits_LV[place + right], id, wanted))
+            at = place + right
+            row.accept(
+                id, self.vocabulary, None if wanted is None else logprobs(logits_LV[at : at + 1], [id], wanted)[0]
+            )
             if row.finished or right == len(guess) or id != guess[right]:
                 break
             right += 1
@@ -540,8 +543,10 @@ def common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
     return int(differ.argmax()) if differ.any() else length
 
 
-def logprobs(logits_V: Tensor, id: int, top: int) -> TokenLogprobs:
-    """What the network thought of a token, and the ``top`` most probable ones."""
-    logprobs_V = logits_V.log_softmax(dim=0)
-    best = logprobs_V.topk(min(top, len(logprobs_V)))
-    return TokenLogprobs(float(logprobs_V[id]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+def logprobs(logits_LV: Tensor, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
+    """What the network thought of L tokens, and at each place the ``top`` most probable ones."""
+    logprobs_LV = logits_LV.log_softmax(dim=1)
+    of_ids = logprobs_LV.gather(1, torch.as_tensor(ids, device=logits_LV.device).unsqueeze(1)).squeeze(1).tolist()
+    best = logprobs_LV.topk(min(top, logprobs_LV.size(1)), dim=1)
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [TokenLogprobs(value, list(zip(*pairs, strict=True))) for value, pairs in zip(of_ids, tops, strict=True)]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hanmo.errors import UsageError
 from hanmo.inference.decoders import SourceNetwork
-from hanmo.inference.engine import Chunk, Engine, FinishReason, Request, TokenLogprobs, Vocabulary
+from hanmo.inference.engine import Chunk, Engine, FinishReason, Request, TokenLogprobs, Vocabulary, logprobs
 from hanmo.inference.networks import Network, Piece, adapt
 from hanmo.inference.sampling import Sampling
 from hanmo.inference.speculation import DraftModel
@@ -34,6 +34,7 @@ from hanmo.models.transformer import Transformer
 if TYPE_CHECKING:
     from hanmo.text.tokenizer import Tokenizer
 
+SCORED = 64  # tokens whose log-probabilities are computed at once, for little memory
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # what chat templates close an answer with
 
 Prompt = str | Sequence[int]
@@ -111,6 +112,7 @@ class LanguageModel:
         self.eos_ids = frozenset(id for id in ends if id is not None)
         size = min(self.network.vocab_size, tokenizer.vocab_size)  # padded embeddings were never trained
         self.forbidden_ids = [id for id in forbidden_ids if 0 <= id < size]
+        self.vocabulary_size = size
         vocabulary = Vocabulary(size, tokenizer.token_bytes, self.eos_ids, self.forbidden_ids)
         guesser = None if draft is None else self.guesser_of(draft)
         self.adapters: list[str] = []
@@ -226,18 +228,22 @@ class LanguageModel:
                 done.logprobs = [*(done.logprobs or []), *chunk.logprobs]
         return [completions[key] for key in sorted(completions)]
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
-        """Continue one prompt token by token; with ``n`` > 1 the chunks of the choices alternate.
+    def stream(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> Iterator[Chunk]:
+        """Continue one or many prompts token by token; chunks of several prompts and choices alternate.
 
         The checks happen at once, the work while the result is iterated; closing the iterator stops it.
+
+        Args:
+            prompts: as for :meth:`generate`; ``index`` of a chunk says which of them it continues.
+            options: the fields of :class:`~hanmo.inference.sampling.Sampling`.
 
         Raises:
             UsageError: as :meth:`generate`.
         """
         sampling = Sampling.from_options(options)
-        if not is_prompt(prompt):
-            raise UsageError("stream takes one prompt: a text or a list of ids", fix="call it once per prompt")
-        return self.engine.chunks([self._submit(0, self.encode_prompt(prompt), sampling)])
+        several = cast(Sequence[Prompt], [prompts] if is_prompt(prompts) else prompts)
+        encoded = self._encode_all(several)
+        return self.engine.chunks([self._submit(index, ids, sampling) for index, ids in encoded])
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """The ids of a conversation in the model's own template, ready for :meth:`generate` or :meth:`stream`."""
@@ -385,16 +391,45 @@ class LanguageModel:
         Raises:
             UsageError: an id outside the vocabulary, or more tokens than the context holds.
         """
+        return torch.cat(list(self._logits_by_piece([int(id) for id in ids])))
+
+    @torch.inference_mode()
+    def prompt_logprobs(self, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs | None]:
+        """What the network thinks of each token of a prompt, given those before it.
+
+        The values are those that would have been given had the tokens been written after each other
+        (``generate(..., logprobs=top)``). The first token has nothing before it, and the source of an encoder-decoder
+        is never written: None.
+
+        Args:
+            ids: T token ids, at least one, at most ``context_length``; nothing is put before the first.
+            top: how many of the most probable tokens are given at each place.
+
+        Raises:
+            UsageError: an id outside the vocabulary, or more tokens than the context holds.
+        """
         ids = [int(id) for id in ids]
+        if self.reads_source:
+            return [None] * len(ids)
+        scores: list[TokenLogprobs | None] = [None]
+        for logits_LV in self._logits_by_piece(ids):
+            for start in range(0, len(logits_LV), SCORED):
+                part_LV = logits_LV[start : start + SCORED, : self.vocabulary_size]
+                following = ids[len(scores) : len(scores) + len(part_LV)]  # nothing follows the last
+                scores += logprobs(part_LV[: len(following)], following, top)
+        return scores
+
+    def _logits_by_piece(self, ids: list[int]) -> Iterator[Tensor]:
+        """The rows of :meth:`logits`, as many at a time as the network likes to read."""
         self._check_ids(ids)
         if not 1 <= len(ids) <= self.context_length:
             raise self._too_long(len(ids))
         with self.engine.alone():
             text, unread = self.network.open(ids, 0, self.adapter)
             try:
-                size = self.network.piece
-                parts = [unread[start : start + size] for start in range(0, len(unread), size)]
-                return torch.cat([self.network.read([Piece(text, part, len(part))]) for part in parts])
+                for start in range(0, len(unread), self.network.piece):
+                    part = unread[start : start + self.network.piece]
+                    yield self.network.read([Piece(text, part, len(part))])
             finally:
                 text.release()
 

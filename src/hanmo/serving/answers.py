@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterable
 from typing import Any
 
-from hanmo.serving.generation import Piece, Plan
+from hanmo.serving.generation import Piece, Plan, ScoredToken
 
 
 class Usage:
@@ -54,8 +54,9 @@ async def collect(pieces: AsyncIterable[Piece]) -> list[Piece]:
         choice.text += piece.text
         choice.ids += piece.ids
         choice.finish_reason = piece.finish_reason
-        choice.logprobs = piece.logprobs
-    return list(choices.values())
+        if piece.scores is not None:
+            choice.scores = [*(choice.scores or []), *piece.scores]
+    return [choices[number] for number in sorted(choices)]
 
 
 class Format:
@@ -109,12 +110,22 @@ class CompletionFormat(Format):
         return {
             "index": piece.choice,
             "text": piece.text,
-            "logprobs": piece.logprobs,
+            "logprobs": None if piece.scores is None else self.logprobs(piece.scores),
             "finish_reason": piece.finish_reason,
         }
 
+    def logprobs(self, tokens: list[ScoredToken]) -> dict[str, Any]:
+        """OpenAI's older form: lists side by side."""
+        top = [None if token.logprob is None else {name: value for name, _, value in token.top} for token in tokens]
+        return {
+            "tokens": [token.name for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": top if self.plan.logprobs else None,
+            "text_offset": [token.offset for token in tokens],
+        }
+
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
-        if not piece.text and piece.finish_reason is None:
+        if not piece.text and piece.finish_reason is None and not piece.scores:
             return []
         return [{**self.frame(), "choices": [self.choice(piece)]}]
 
@@ -130,7 +141,7 @@ class ChatFormat(Format):
         return {
             "index": piece.choice,
             "message": {"role": "assistant", "content": piece.text, "refusal": None},
-            "logprobs": None,
+            "logprobs": self.logprobs(piece.scores),
             "finish_reason": piece.finish_reason,
         }
 
@@ -138,11 +149,36 @@ class ChatFormat(Format):
         return [self.chunk(index, {"role": "assistant", "content": ""}) for index in range(self.plan.n)]
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
-        text = [self.chunk(piece.choice, {"content": piece.text})] if piece.text else []
+        more = piece.text or piece.scores
+        text = [self.chunk(piece.choice, {"content": piece.text}, scores=piece.scores)] if more else []
         end = [self.chunk(piece.choice, {}, piece.finish_reason)] if piece.finish_reason is not None else []
         return text + end
 
-    def chunk(self, index: int, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+    def logprobs(self, tokens: list[ScoredToken] | None) -> dict[str, Any] | None:
+        """OpenAI's newer form: an object for each token."""
+        if tokens is None:
+            return None
+        content = [
+            {
+                "token": token.name,
+                "logprob": token.logprob,
+                "bytes": list(token.piece),
+                "top_logprobs": [
+                    {"token": name, "logprob": value, "bytes": list(piece)} for name, piece, value in token.top
+                ],
+            }
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def chunk(
+        self,
+        index: int,
+        delta: dict[str, str],
+        finish_reason: str | None = None,
+        scores: list[ScoredToken] | None = None,
+    ) -> dict[str, Any]:
         """One chunk with one choice."""
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        logprobs = self.logprobs(scores)
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self.frame(), "choices": [choice]}

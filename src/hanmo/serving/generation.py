@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,10 @@ from hanmo.serving.problems import ApiError
 from hanmo.serving.schema import MAX_SEQUENCES, ChatRequest, CompletionRequest, SamplingFields
 
 if TYPE_CHECKING:
+    from hanmo.inference.engine import TokenLogprobs
     from hanmo.inference.language_model import LanguageModel
+
+TOGETHER = 8  # choices of one request that are written at the same time, at least those of one prompt; others wait too
 
 OPTIONS = (
     "temperature",
@@ -26,6 +29,25 @@ OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token of an answer with its log-probability, the model's own: before temperature and the other processors.
+
+    Attributes:
+        name: how the token is written in an answer; a part of a character is ``bytes:\\x..``.
+        piece: its bytes.
+        logprob: nats; None for the very first token a model reads, which has no context.
+        top: the most probable tokens at this place: name, bytes, log-probability.
+        offset: characters of the choice before it.
+    """
+
+    name: str
+    piece: bytes
+    logprob: float | None
+    top: list[tuple[str, bytes, float]]
+    offset: int
+
+
 @dataclass
 class Piece:
     """A part of one choice: new text, new tokens, and at the end the reason for it."""
@@ -34,7 +56,7 @@ class Piece:
     text: str = ""
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
+    scores: list[ScoredToken] | None = None
 
 
 @dataclass
@@ -63,14 +85,14 @@ class Plan:
         n: choices per prompt; choice c of the answer belongs to prompt ``c // n``.
         options: options of :meth:`LanguageModel.stream`.
         echo: each choice begins with its prompt.
-        logprobs: each choice ends with the log-probabilities of its tokens.
+        logprobs: give the log-probability of each token and of so many alternatives to it; None gives none.
     """
 
     prompts: list[Prompt]
     n: int
     options: dict[str, Any]
     echo: bool = False
-    logprobs: bool = False
+    logprobs: int | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -80,28 +102,64 @@ class Plan:
     def run(self, model: LanguageModel) -> Iterator[Piece]:
         """Generate all choices, piece by piece; called in a worker thread.
 
-        The choices of a prompt are written together, one prompt after the other. All of it is streamed, also for an
-        answer given at once, so that a client who leaves stops the work at the next token.
+        Several prompts are continued together. All of it is streamed, also for an answer given at once, so that a
+        client who leaves stops the work at the next token.
         """
-        for index, prompt in enumerate(self.prompts):
-            first = index * self.n
-            if self.echo:
-                yield from (Piece(first + choice, prompt.text) for choice in range(self.n))
-            generated: list[list[int]] = [[] for _ in range(self.n)]
-            for piece in self.continuations(model, prompt):
-                generated[piece.choice] += piece.ids
-                if piece.finish_reason is not None and self.logprobs:
-                    piece.logprobs = score(model, prompt, generated[piece.choice], self.echo)
-                piece.choice += first
-                yield piece
+        scorers = [Scorer(model) for _ in range(len(self.prompts) * self.n)]
+        if self.echo:
+            for index, prompt in enumerate(self.prompts):
+                scores = None if self.logprobs is None else model.prompt_logprobs(prompt.ids, self.logprobs)
+                for choice in range(index * self.n, (index + 1) * self.n):
+                    piece = Piece(choice, prompt.text)
+                    if scores is not None:
+                        piece.scores = scorers[choice].score(prompt.ids[prompt.hidden :], scores[prompt.hidden :])
+                    yield piece
+        numbers = [index for index, prompt in enumerate(self.prompts) if prompt.limit]
+        for index in set(range(len(self.prompts))) - set(numbers):
+            yield from (Piece(index * self.n + choice, finish_reason="length") for choice in range(self.n))
+        together = max(1, TOGETHER // self.n)
+        for first in range(0, len(numbers), together):
+            yield from self.continuations(model, numbers[first : first + together], scorers)
 
-    def continuations(self, model: LanguageModel, prompt: Prompt) -> Iterator[Piece]:
-        """The pieces of a prompt's choices, numbered from 0; they may alternate."""
-        if prompt.limit == 0:
-            yield from (Piece(choice, finish_reason="length") for choice in range(self.n))
-            return
-        for chunk in model.stream(prompt.ids, n=self.n, max_new_tokens=prompt.limit, **self.options):
-            yield Piece(chunk.choice, chunk.text, list(chunk.ids), chunk.finish_reason)
+    def continuations(self, model: LanguageModel, numbers: list[int], scorers: list[Scorer]) -> Iterator[Piece]:
+        """The pieces of some prompts' choices; they alternate."""
+        prompts = [self.prompts[number] for number in numbers]
+        limit = max(prompt.limit for prompt in prompts)  # beyond this only the context ends a text
+        options = {**self.options, "n": self.n, "max_new_tokens": limit, "logprobs": self.logprobs}
+        for chunk in model.stream([prompt.ids for prompt in prompts], **options):
+            choice = numbers[chunk.index] * self.n + chunk.choice
+            scores = None if chunk.logprobs is None else scorers[choice].score(chunk.ids, chunk.logprobs)
+            yield Piece(choice, chunk.text, list(chunk.ids), chunk.finish_reason, scores)
+
+
+class Scorer:
+    """Writes the tokens of one choice down with their log-probabilities, in the order in which they come."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.tokenizer = model.tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.length = 0
+
+    def score(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None]) -> list[ScoredToken]:
+        """The next tokens."""
+        return [self.token(id, given) for id, given in zip(ids, logprobs, strict=True)]
+
+    def token(self, id: int, given: TokenLogprobs | None) -> ScoredToken:
+        """The next token."""
+        offset, piece = self.length, self.tokenizer.token_bytes(id)
+        self.length += len(self.decoder.decode(piece))
+        if given is None:
+            return ScoredToken(self.name(id), piece, None, [], offset)
+        top = [(self.name(other), self.tokenizer.token_bytes(other), value) for other, value in given.top]
+        return ScoredToken(self.name(id), piece, given.logprob, top, offset)
+
+    def name(self, id: int) -> str:
+        """How a token is written in an answer."""
+        piece = self.tokenizer.token_bytes(id)
+        try:
+            return piece.decode("utf-8") or self.tokenizer.decode([id], skip_special=False)
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def plan_completion(model: LanguageModel, request: CompletionRequest) -> Plan:
@@ -112,14 +170,6 @@ def plan_completion(model: LanguageModel, request: CompletionRequest) -> Plan:
     """
     if len(request.prompt) * request.n > MAX_SEQUENCES:
         raise ApiError(f"{len(request.prompt)} prompts times n = {request.n} is more than {MAX_SEQUENCES}", param="n")
-    if request.logprobs is not None and request.stream:
-        raise ApiError("'logprobs' is not supported together with 'stream'", param="logprobs")
-    if request.logprobs:
-        raise ApiError(
-            "only 'logprobs': 0 is supported: the tokens of the text, without alternatives to them",
-            param="logprobs",
-            code="unsupported_parameter",
-        )
     least = 1 if request.max_tokens else 0
     prompts = []
     for prompt in request.prompt:
@@ -132,7 +182,7 @@ def plan_completion(model: LanguageModel, request: CompletionRequest) -> Plan:
             else model.tokenizer.decode(prompt, skip_special=False)
         )
         prompts.append(Prompt(ids, hidden, text, min(request.max_tokens, room(model, ids, least, "prompt"))))
-    return Plan(prompts, request.n, options(request), request.echo, request.logprobs is not None)
+    return Plan(prompts, request.n, options(request), request.echo, request.logprobs)
 
 
 def plan_chat(model: LanguageModel, request: ChatRequest) -> Plan:
@@ -148,11 +198,14 @@ def plan_chat(model: LanguageModel, request: ChatRequest) -> Plan:
             code="no_chat_template",
         )
     wanted = {limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None}
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
     if len(wanted) > 1:
         raise ApiError("'max_tokens' and 'max_completion_tokens' differ; give one of them", param="max_tokens")
     ids = model.chat_ids([message.model_dump() for message in request.messages])
     limit = min([room(model, ids, 1, "messages"), *wanted])
-    return Plan([Prompt(ids, len(ids), "", limit)], request.n, options(request))
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return Plan([Prompt(ids, len(ids), "", limit)], request.n, options(request), logprobs=logprobs)
 
 
 def options(request: SamplingFields) -> dict[str, Any]:
@@ -207,34 +260,3 @@ def check_ids(ids: list[int], vocab_size: int) -> None:
                 param="prompt",
                 code="invalid_value",
             )
-
-
-def score(model: LanguageModel, prompt: Prompt, generated: list[int], echo: bool) -> dict[str, Any]:
-    """Log-probabilities in OpenAI's form for the generated tokens, and for the prompt too with ``echo``.
-
-    They are those of the model itself, before temperature and the other processors. The very first token a model reads
-    has no context and therefore ``None``. A token that is a part of a character is written as ``bytes:\\x..``.
-    """
-    ids = prompt.ids + generated
-    if model.reads_source:
-        written = model.answer_logprobs(prompt.ids, generated).tolist()
-        values: list[float | None] = [*([None] * len(prompt.ids)), *written]
-    else:
-        values = [None, *(float(value) for value in model.logprobs(ids)[1:])]
-    start = prompt.hidden if echo else len(prompt.ids)
-    offsets, length = [], 0
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for id in ids[start:]:
-        offsets.append(length)
-        length += len(decoder.decode(model.tokenizer.token_bytes(id)))
-    names = [token_name(model, id) for id in ids[start:]]
-    return {"tokens": names, "token_logprobs": values[start:], "top_logprobs": None, "text_offset": offsets}
-
-
-def token_name(model: LanguageModel, id: int) -> str:
-    """How a token is written in an answer."""
-    piece = model.tokenizer.token_bytes(id)
-    try:
-        return piece.decode("utf-8") or model.tokenizer.decode([id], skip_special=False)
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

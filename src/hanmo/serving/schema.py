@@ -151,6 +151,8 @@ class ChatRequest(SamplingFields):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
 def parse_request(body: bytes, kind: type[Request]) -> Request:
@@ -168,10 +170,6 @@ def parse_request(body: bytes, kind: type[Request]) -> Request:
             raise ApiError(
                 f"'{name}' is not supported by this server; leave it out", param=name, code="unsupported_parameter"
             )
-    if (
-        fields.get("logprobs") is False and "logprobs" not in kind.model_fields
-    ):  # a flag in chat, a number in completions
-        del fields["logprobs"]
     try:
         request = kind.model_validate(fields)
     except ValidationError as error:

@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -34,11 +33,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from decode_engines import ENGINES, NEEDS, Engine, Prompts, quantise_llama
+from worker import Answer, Worker, answer_commands, status
 
 MODEL = "smollm2-135m-instruct"
 KINDS = ("Q8_0", "Q4_1", "Q4_0", "Q4_K_M")
@@ -144,12 +143,6 @@ def make_large(folder: Path) -> None:
 # One engine, in a process of its own ----------------------------------------------------------------------------------
 
 
-def status(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields[field].split()[0]) * 1024
-
-
 def write(engine: Engine, prompts: Prompts, count: int) -> dict[str, float]:
     """Seconds until every text has its first token, and tokens per second of all together from then on."""
     missing, after, first = set(range(len(prompts))), 0, 0.0
@@ -187,72 +180,35 @@ def divergence(engine: Engine, windows: Prompts, reference: Path) -> dict[str, f
 
 
 def serve(name: str, files: Path, threads: int) -> None:
-    """Be an engine: read commands, one JSON object a line, and answer in the same form."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints does not get into the answers
-    import torch
+    """Be an engine."""
 
-    torch.set_num_threads(threads)
-    importlib.import_module(NEEDS.get(name.split()[0], "hanmo.inference.language_model"))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before, start = status("VmRSS"), time.perf_counter()
-    engine = ENGINES[name](files, threads)
-    answer: dict[str, Any] = {
-        "version": engine.version,
-        "weights": engine.weight_bytes,
-        "cache": engine.cache_bytes,
-        "seconds": time.perf_counter() - start,
-    }
-    while True:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-        command = sys.stdin.readline()
-        if not command:
-            return
-        given = json.loads(command)
-        match given["do"]:
-            case "write":
-                answer = write(engine, given["prompts"], given["count"])
-            case "divergence":
-                answer = divergence(engine, given["windows"], Path(given["reference"]))
-            case "memory":
-                answer = {"peak": status("VmHWM"), "before": before}
+    def begin() -> tuple[Answer, Callable[[Answer], Answer]]:
+        import torch
+
+        torch.set_num_threads(threads)
+        importlib.import_module(NEEDS.get(name.split()[0], "hanmo.inference.language_model"))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+        before, start = status("VmRSS"), time.perf_counter()
+        engine = ENGINES[name](files, threads)
+        about = {"version": engine.version, "weights": engine.weight_bytes, "cache": engine.cache_bytes}
+
+        def follow(given: Answer) -> Answer:
+            match given["do"]:
+                case "write":
+                    return write(engine, given["prompts"], given["count"])
+                case "divergence":
+                    return divergence(engine, given["windows"], Path(given["reference"]))
+                case _:
+                    return {"peak": status("VmHWM"), "before": before}
+
+        return {**about, "seconds": time.perf_counter() - start}, follow
+
+    answer_commands(begin)
 
 
-class Worker:
-    """An engine as the one who compares sees it.
-
-    Raises:
-        RuntimeError: its process has ended.
-    """
-
-    def __init__(self, name: str, files: Path, threads: int) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--folder", str(files), "--threads", str(threads)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
-        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
-        self.about = self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.errors.seek(0)
-            raise RuntimeError((self.errors.read().strip().splitlines() or ["it ended"])[-1])
-        result: dict[str, Any] = json.loads(line)
-        return result
-
-    def ask(self, do: str, **given: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **given}) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def start_worker(name: str, files: Path, threads: int) -> Worker:
+    """An engine in a process of its own."""
+    return Worker([sys.executable, __file__, "--serve", name, "--folder", files, "--threads", str(threads)], threads)
 
 
 # The run --------------------------------------------------------------------------------------------------------------
@@ -308,7 +264,7 @@ def measure_memory(names: list[str], files: Path, threads: int, pieces: Pieces, 
     prompt = pieces.take(1, LONG)
     for name in [*names]:
         try:
-            worker = Worker(name, files, threads)
+            worker = start_worker(name, files, threads)
             worker.ask("write", prompts=prompt, count=count)
             memory, about = worker.ask("memory"), worker.about
             worker.close()
@@ -427,7 +383,7 @@ def main() -> None:
     pieces = Pieces(read_ids(given.texts, files))
     windows = pieces.take(1 if given.quick else WINDOWS, WINDOW)
     measure_memory(names, files, given.threads, pieces, count)
-    workers = {name: Worker(name, files, given.threads) for name in names}
+    workers = {name: start_worker(name, files, given.threads) for name in names}
     quality = measure_quality(workers, windows)
     speeds = measure_speed(workers, rounds, pieces, count)
     print_table(workers, speeds, quality, rate)

@@ -493,7 +493,7 @@ class Tokenizer:
             joined = b"".join(table[index] for index in numbers)
         else:
             names = self._full.id_to_token
-            joined = b"".join(names(i).encode() if i in self._hidden else table[i] for i in numbers)
+            joined = b"".join((names(i) or "").encode() if i in self._hidden else table[i] for i in numbers)
         text = joined.decode("utf-8", errors="replace")
         return text[1:] if self.adds_prefix_space and text.startswith(" ") else text
 

@@ -20,6 +20,7 @@ from hanmo.inference.language_model import LanguageModel
 from hanmo.inference.loading import choose_device, find, load, set_threads
 from hanmo.inference.native import library
 from hanmo.models.checkpoints.save import save_folder
+from hanmo.models.device import one_thread
 from hanmo.models.transformer import Transformer, TransformerConfig
 from hanmo.text.tokenizer import Tokenizer
 from hanmo.text.training import train_char
@@ -209,6 +210,14 @@ def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
                 set_threads()
     finally:
         torch.set_num_threads(before)
+
+
+def test_one_thread_gives_the_others_back_whatever_happens() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), one_thread():
+        assert torch.get_num_threads() == 1
+        _ = 1 / 0
+    assert torch.get_num_threads() == before
 
 
 def test_importing_hanmo_does_not_import_torch() -> None:

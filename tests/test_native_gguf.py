@@ -6,6 +6,8 @@ import dataclasses
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,6 +329,31 @@ def test_a_long_context_takes_no_memory_before_it_is_used(tiny: Path, tmp_path: 
     assert not outcome(path)
     path.write_bytes(put(data, at, "<I", 2**32 - 1))
     assert "impossible" in outcome(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_file_takes_little_more_than_its_weights(tiny: Path, tmp_path: Path) -> None:
+    """What their conversion took is given back, although freed memory is kept in general."""
+    model = random_model(hidden_size=1024, head_dim=128, num_heads=8, intermediate_size=4096)
+    path = write_model(tmp_path / "m.gguf", model, encode=as_type(Kind.Q8_0))
+    code = """
+import sys
+from hanmo.inference.native.opening import open_native
+from hanmo.models.device import set_threads
+def own():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
+set_threads()
+first = open_native(sys.argv[1])  # what is imported and made once
+before = own()
+loaded = open_native(sys.argv[2])
+print(own() - before, loaded.weight_bytes)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny), str(path)], capture_output=True, text=True, check=True
+    )
+    taken, weights = map(int, done.stdout.split())
+    assert weights > 30e6
+    assert taken < weights + 4e6
 
 
 @pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "blk.1.attn_v.weight", "output_norm.weight", EMBEDDING])

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -127,6 +128,19 @@ LOADED_BY = os.getpid()
 def compute_alone() -> None:
     """What a forked child does first: OpenMP would wait for ever for threads that only its parent has."""
     torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone: for many operations that are so short that threads cost more than they
+    save. Where other programs are at work, every operation would wait until the system lets its second thread run.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 if hasattr(os, "register_at_fork"):

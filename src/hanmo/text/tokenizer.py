@@ -105,8 +105,7 @@ class Tokenizer:
         vocabulary: dict[str, int] = self._full.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise malformed(source, "the vocabulary is empty")
-        self._token_of_id = {index: token for token, index in vocabulary.items()}
-        self.vocab_size = max(self._token_of_id) + 1
+        self.vocab_size = max(vocabulary.values()) + 1
         self.bos_id, self.eos_id, self.pad_id = (
             vocabulary.get(token) if token else None for token in (bos_token, eos_token, pad_token)
         )
@@ -253,7 +252,7 @@ class Tokenizer:
         return next((self.special_tokens[name] for name in names if name in self.special_tokens), None)
 
     def _name(self, index: int | None) -> str | None:
-        return None if index is None else self._token_of_id[index]
+        return None if index is None else str(self._full.id_to_token(index))
 
     # -- encoding ------------------------------------------------------------------------------------------------------
 
@@ -439,7 +438,8 @@ class Tokenizer:
     @cached_property
     def words(self) -> dict[str, int]:
         """Every token that ordinary text can give, and its id; control tokens are left out."""
-        return {token: index for index, token in self._token_of_id.items() if token not in self.special_tokens}
+        vocabulary = self._full.get_vocab(with_added_tokens=True)
+        return {token: index for token, index in vocabulary.items() if token not in self.special_tokens}
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
@@ -449,7 +449,7 @@ class Tokenizer:
         return BytesOfIds(self._bytes_of)
 
     def _bytes_of(self, index: int) -> bytes:
-        token = self._token_of_id.get(index, "")
+        token = self._full.id_to_token(index) or ""  # asked for one by one: all of them would take 10 MB
         if index in self._hidden:
             return b""
         if token in self.special_tokens:
@@ -492,8 +492,8 @@ class Tokenizer:
         if skip_special:
             joined = b"".join(table[index] for index in numbers)
         else:
-            names = self._token_of_id
-            joined = b"".join(names[i].encode() if i in self._hidden else table[i] for i in numbers)
+            names = self._full.id_to_token
+            joined = b"".join((names(i) or "").encode() if i in self._hidden else table[i] for i in numbers)
         text = joined.decode("utf-8", errors="replace")
         return text[1:] if self.adds_prefix_space and text.startswith(" ") else text
 

@@ -35,6 +35,7 @@ from hanmo.inference.native.layout import (
     with_rows,
 )
 from hanmo.inference.native.library import call
+from hanmo.inference.native.memory import give_back
 from hanmo.inference.native.model import ACTIVATIONS, LAYER_VECTORS, NativeModel, Parts, bytes_of
 from hanmo.inference.native.quantize import alike, quantize_int4, quantize_int8, quantize_int8_wide
 from hanmo.models.transformer import Transformer, TransformerConfig, shapes_of
@@ -141,6 +142,7 @@ def prepare(
             if name == "positions":
                 value = value[config.position_offset :]
             parts[name] = (value.float() + norm_offset(config, name)).flatten() * factor
+    give_back()  # what the conversion took
     return parts
 
 

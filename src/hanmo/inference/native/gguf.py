@@ -6,6 +6,7 @@ gate and up-projection) are brought to the widest of their kinds where a file mi
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from hanmo.inference.native.memory import Arena, vocabulary_reading
 from hanmo.models.checkpoints.gguf import OpenedFile, open_file, read_rows, row_layout, unpermute
 from hanmo.models.checkpoints.gguf_header import TENSOR_TYPES
 from hanmo.models.checkpoints.weights import COPY_AGAIN, refuse
+from hanmo.models.device import one_thread
 from hanmo.models.tensors import check_shapes
 from hanmo.models.transformer import Transformer, shapes_of
 
@@ -50,7 +52,8 @@ def open_gguf(path: str | Path, precision: str | None = None) -> LoadedParts | s
         fix = error.fix or COPY_AGAIN
         raise ModelError(error.what, where=str(path), why=error.why, fix=fix, zh=error.zh) from None
     weights = Weights(lambda name: read_matrix(file, name), lambda name: read_vector(file, name))
-    parts = prepare(file.config, weights, precision, Arena().place)
+    with one_thread() if precision is None else contextlib.nullcontext():  # only copying: thousands of short operations
+        parts = prepare(file.config, weights, precision, Arena().place)
     return LoadedParts(file.config, parts, file.tokenizer, file.generation, str(path))
 
 

@@ -337,6 +337,41 @@ void uneven() {
   hanmo_model_free(model);
 }
 
+// A text of hundreds of tokens at once, so many that weights are expanded first, and the same in small pieces.
+void long_text() {
+  Sizes sizes;
+  sizes.context = 640, sizes.most_rows = 600;
+  const Network n(false, sizes);
+  const int64_t width = up(n.vocabulary, 16), count = whole(250, 600), number_bytes = 1 << whole(0, 2);
+  std::vector<int32_t> tokens(count);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(whole(0, n.vocabulary - 1));
+  std::vector<float> logits[2];
+  for (int small = 0; small < 2; small++) {
+    Model* model = n.build(small ? 1 : whole(1, 3));
+    Cache* cache = nullptr;
+    fine(hanmo_cache_new(model, 20, number_bytes, &cache), "a cache");
+    logits[small].resize(count * width);
+    for (int64_t start = 0, piece; start < count; start += piece) {
+      piece = std::min(small ? whole(1, 40) : count, count - start);
+      Request r;
+      r.stride = 20;
+      for (int32_t page = 0; page < 20; page++) r.tables.push_back(19 - page);
+      r.tokens.assign(tokens.begin() + start, tokens.begin() + start + piece);
+      r.sequences.assign(piece, 0);
+      for (int64_t i = 0; i < piece; i++) {
+        r.positions.push_back(static_cast<int32_t>(start + i));
+        r.wanted.push_back(static_cast<int32_t>(i));
+      }
+      fine(r.run(model, cache, logits[small].data() + start * width), "a long text");
+    }
+    hanmo_cache_free(cache);
+    hanmo_model_free(model);
+  }
+  for (int64_t i = 0; i < count; i++)
+    if (!same_bits(&logits[0][i * width], &logits[1][i * width], n.vocabulary))
+      fail("a long text has other bits in pieces, at position " + std::to_string(i));
+}
+
 // A cache for a network of the largest sizes, and requests for more memory than any machine has.
 void too_large() {
   std::vector<int64_t> sizes{4096, 1 << 20, 1 << 16, 1 << 16, 4096, 1 << 22, int64_t{1} << 31, int64_t{1} << 31,
@@ -384,6 +419,7 @@ int main(int count, char** arguments) {
     for (int turn = 0; turn < 5; turn++) walk.impossible();
     if (round % 4 == 0) impossible_parts(), wide();
     if (round % 8 == 0) uneven();
+    if (round % 4 == 1) long_text();
     if (round % 32 == 0) too_large();
   }
   std::printf("%d decoders: fine\n", rounds);

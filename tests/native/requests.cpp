@@ -6,6 +6,9 @@
 //     requests planted            asks for more than the memory it gives: AddressSanitizer must say so
 #include "network.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 namespace {
 
 constexpr int64_t kPage = 32;
@@ -372,6 +375,46 @@ void long_text() {
       fail("a long text has other bits in pieces, at position " + std::to_string(i));
 }
 
+// A matrix in a file that is mapped into memory and cut off: its model is refused from then on, others compute.
+void cut_off() {
+  const Network n;
+  const Network::Part& whole_part = n.matrices[whole(0, n.layers - 1) * kLayerMatrices + whole(0, kLayerMatrices - 1)];
+  std::FILE* file = std::tmpfile();
+  if (!file || std::fwrite(whole_part.values, 1, whole_part.value_bytes, file) != size_t(whole_part.value_bytes) ||
+      std::fflush(file))
+    fail("no file can be written");
+  void* memory = mmap(nullptr, whole_part.value_bytes, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+  if (memory == MAP_FAILED) fail("no file can be mapped");
+  Network::Part part = whole_part;
+  part.values = static_cast<char*>(memory);
+  Model *model = n.build(whole(1, 3)), *other = n.build(2);
+  Cache* cache = nullptr;
+  fine(hanmo_cache_new(model, 1, 2, &cache), "a cache");
+  fine(Network::put(model, part), "a mapped matrix");
+  const int32_t zero = 0;
+  std::vector<float> logits(up(n.vocabulary, 16)), expected(logits);
+  const auto run = [&](Model* m, std::vector<float>& out) {
+    return hanmo_forward(m, cache, 1, &zero, &zero, &zero, nullptr, 1, 1, &zero, 1, &zero, out.data());
+  };
+  fine(run(model, expected), "a mapped file");
+  if (ftruncate(fileno(file), 0)) fail("the file cannot be cut off");
+  for (int turn = 0; turn < 2; turn++)
+    if (run(model, logits) != kLost) fail("a file that was cut off is computed with");
+  fine(run(other, logits), "another model");
+  if (!same_bits(logits.data(), expected.data(), n.vocabulary)) fail("another model computes something else");
+  if (part.kind == kFloat32 || part.kind == kFloat16) {  // these are read when they are taken in
+    munmap(memory, part.value_bytes);
+    memory = mmap(nullptr, part.value_bytes, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+    part.values = static_cast<char*>(memory);
+    if (memory == MAP_FAILED || Network::put(other, part) != kLost) fail("a file that was cut off is taken in");
+  }
+  hanmo_cache_free(cache);
+  hanmo_model_free(model);
+  hanmo_model_free(other);
+  munmap(memory, part.value_bytes);
+  std::fclose(file);
+}
+
 // A cache for a network of the largest sizes, and requests for more memory than any machine has.
 void too_large() {
   std::vector<int64_t> sizes{4096, 1 << 20, 1 << 16, 1 << 16, 4096, 1 << 22, int64_t{1} << 31, int64_t{1} << 31,
@@ -420,6 +463,7 @@ int main(int count, char** arguments) {
     if (round % 4 == 0) impossible_parts(), wide();
     if (round % 8 == 0) uneven();
     if (round % 4 == 1) long_text();
+    if (round % 4 == 2) cut_off();
     if (round % 32 == 0) too_large();
   }
   std::printf("%d decoders: fine\n", rounds);

@@ -316,7 +316,7 @@ def test_a_long_text_has_the_same_bits_at_once_and_in_pieces(level: str, monkeyp
 def test_a_mapped_file_that_is_cut_off_is_refused_and_all_else_goes_on(precision: str, tmp_path: Path) -> None:
     model = decoder("llama")
     parts = prepare(model.config, Weights.of_state(model.state_dict()), precision)
-    save_quantized(tmp_path / "m", LoadedParts(model.config, parts, train_bpe(["a b"], 257), {}, ""), provenance={})
+    save_quantized(tmp_path / "m", LoadedParts(model.config, parts, train_bpe(["a b"] * 3, 262), {}, ""), provenance={})
     path = tmp_path / "m" / WEIGHTS
     out = in_a_process(f"""
         from pathlib import Path

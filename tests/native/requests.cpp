@@ -387,10 +387,10 @@ void cut_off() {
   if (memory == MAP_FAILED) fail("no file can be mapped");
   Network::Part part = whole_part;
   part.values = static_cast<char*>(memory);
-  Model *model = n.build(whole(1, 3)), *other = n.build(2);
+  Model *model = n.build(whole(1, 3)), *twin = n.build(1), *other = n.build(2);
   Cache* cache = nullptr;
   fine(hanmo_cache_new(model, 1, 2, &cache), "a cache");
-  fine(Network::put(model, part), "a mapped matrix");
+  for (Model* m : {model, twin}) fine(Network::put(m, part), "a mapped matrix");
   const int32_t zero = 0;
   std::vector<float> logits(up(n.vocabulary, 16)), expected(logits);
   const auto run = [&](Model* m, std::vector<float>& out) {
@@ -399,17 +399,19 @@ void cut_off() {
   fine(run(model, expected), "a mapped file");
   if (ftruncate(fileno(file), 0)) fail("the file cannot be cut off");
   for (int turn = 0; turn < 2; turn++)
-    if (run(model, logits) != kLost) fail("a file that was cut off is computed with");
+    for (Model* m : {model, twin})
+      if (run(m, logits) != kLost) fail("a file that was cut off is computed with");
   fine(run(other, logits), "another model");
   if (!same_bits(logits.data(), expected.data(), n.vocabulary)) fail("another model computes something else");
   if (part.kind == kFloat32 || part.kind == kFloat16) {  // these are read when they are taken in
-    munmap(memory, part.value_bytes);
-    memory = mmap(nullptr, part.value_bytes, PROT_READ, MAP_PRIVATE, fileno(file), 0);
-    part.values = static_cast<char*>(memory);
-    if (memory == MAP_FAILED || Network::put(other, part) != kLost) fail("a file that was cut off is taken in");
+    void* again = mmap(nullptr, part.value_bytes, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+    part.values = static_cast<char*>(again);
+    if (again == MAP_FAILED || Network::put(other, part) != kLost) fail("a file that was cut off is taken in");
+    munmap(again, part.value_bytes);
   }
   hanmo_cache_free(cache);
   hanmo_model_free(model);
+  hanmo_model_free(twin);
   hanmo_model_free(other);
   munmap(memory, part.value_bytes);
   std::fclose(file);

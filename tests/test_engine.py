@@ -3,7 +3,9 @@ which its prompt was read, guesses, or the number of threads; on the native engi
 
 from __future__ import annotations
 
+import gc
 import random
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -214,6 +216,23 @@ def test_long_prompts_do_not_stop_those_who_write(model: LanguageModel, monkeypa
     assert [len(chunk.ids) for chunk in model.engine.chunks([reader])] == [1] * 5
 
 
+@needs_native
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_prompt_of_400_tokens_in_one_piece_and_in_small_ones(tokenizer: Tokenizer, precision: str) -> None:
+    """In one piece each of two threads has so many rows that it expands the weights before it multiplies."""
+    network = decoder("llama", vocab_size=tokenizer.vocab_size, max_position_embeddings=640)
+    parts = prepare(network.config, Weights.of_state(network.state_dict()), precision)
+    prompt = (tokenizer.encode(" ".join(TEXTS)) * 9)[:400]
+    found = []
+    for threads, rows in ((2, 512), (2, 32), (1, 32), (3, 130)):
+        engine = NativeNetwork(NativeDecoder(network.config, parts, threads=threads, rows=rows))
+        model = LanguageModel(engine, tokenizer, speculate=False)
+        done = model.generate([prompt], max_new_tokens=NEW, ignore_eos=True, logprobs=5)[0]
+        assert model.engine.steps == NEW - 1 + -(-len(prompt) // rows)
+        found.append((done.ids, done.logprobs, model.prompt_logprobs(prompt, 2)))
+    assert all(each == found[0] for each in found)
+
+
 def pages_in_use(model: LanguageModel) -> int:
     """Slots or pages that somebody holds."""
     network: Any = model.network
@@ -386,6 +405,76 @@ def test_a_constraint_decides_what_can_be_written(model: LanguageModel) -> None:
         OneOf(model, ["", "a"])
     with pytest.raises(UsageError, match="constraint must be"):
         model.generate("春", constraint=3)
+
+
+class Allowing:
+    """A constraint that answers what it was given, from the third token on."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def allowed(self, ids: list[int]) -> Any:
+        if len(ids) < 2:
+            return None
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer", [[-1], [10**4], [2**70], [5, 0.5], [float("nan")], [True], [[5]], "ab", 5, KeyError("mine")]
+)
+def test_a_constraint_that_fails_ends_its_own_request_and_no_other(model: LanguageModel, answer: Any) -> None:
+    good = model.generate("春眠", max_new_tokens=NEW, ignore_eos=True, **SAMPLED)[0]
+    other = model.stream("春眠", max_new_tokens=NEW, ignore_eos=True, **SAMPLED)
+    chunks = [next(other)]
+    expected = KeyError if isinstance(answer, KeyError) else UsageError
+    with pytest.raises(expected, match="mine" if isinstance(answer, KeyError) else "no token"):
+        model.generate("春眠", constraint=Allowing(answer), max_new_tokens=NEW, ignore_eos=True, **SAMPLED)
+    chunks += other
+    assert [id for chunk in chunks for id in chunk.ids] == good.ids
+    for fine in (None, [5], (5, 5), {5}, range(model.vocabulary_size), np.array([5])):
+        model.generate("春眠", constraint=Allowing(fine), max_new_tokens=4, ignore_eos=True)
+    assert len(model.generate("春眠", constraint=Allowing([]), max_new_tokens=4, ignore_eos=True)[0].ids) == 2
+
+
+def test_what_is_no_prompt_and_no_token_is_refused(model: LanguageModel) -> None:
+    V = model.network.vocab_size
+    nothing: Any
+    for nothing in (None, 5, 0.5, [None], [1.5], [[1, "a"]], [V], [2**31], [2**63], [-(2**70)], object()):
+        with pytest.raises(UsageError):
+            model.generate(nothing, max_new_tokens=2)
+        with pytest.raises(UsageError):
+            model.stream(nothing, max_new_tokens=2)
+    for score in (model.logprobs, model.logits, model.prompt_logprobs, lambda ids: model.score(np.array([ids]))):
+        for nothing in ([1.5], [float("nan")], ["1"], [None], [V], [-1], [2**63], [2**70], [1] * (CONTEXT + 2)):
+            with pytest.raises(UsageError):
+                score(nothing)
+    for top in (-1, V + 1, 10**9, 1.5, None):
+        with pytest.raises(UsageError, match="top must be"):
+            model.prompt_logprobs([1, 2], top)  # type: ignore[arg-type]
+
+
+def test_streams_may_be_dropped_anywhere(model: LanguageModel) -> None:
+    """Closed by their reader or by another thread, forgotten, or never begun."""
+    good = model.generate("春眠", max_new_tokens=5, ignore_eos=True)[0].ids
+    chance = random.Random(3)
+    for turn in range(40):
+        stream = model.stream(TEXTS[:2], max_new_tokens=9, n=chance.choice([1, 3]), temperature=1.0)
+        for _ in range(chance.randint(0, 12)):
+            next(stream, None)
+        if turn % 3 == 0:
+            stream.close()  # type: ignore[attr-defined]
+        elif turn % 3 == 1:
+            closing = threading.Thread(target=stream.close)  # type: ignore[attr-defined]
+            closing.start()
+            closing.join()
+        del stream
+    gc.collect()
+    assert model.generate("春眠", max_new_tokens=5, ignore_eos=True)[0].ids == good
+    for kept in [*model.engine.kept]:
+        model.engine.forget(kept)
+    assert pages_in_use(model) == 0
 
 
 def test_steps_as_a_gpu_records_them_write_the_same(tokenizer: Tokenizer) -> None:

@@ -22,7 +22,7 @@ from hanmo.inference.native import library
 from hanmo.models.checkpoints.save import save_folder
 from hanmo.models.device import one_thread
 from hanmo.models.transformer import Transformer, TransformerConfig
-from hanmo.text.tokenizer import Tokenizer
+from hanmo.text.tokenizer import Tokenizer, default_threads
 from hanmo.text.training import train_char
 
 from .stories import FIRST_WORDS, build_gguf
@@ -204,10 +204,11 @@ def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("HANMO_THREADS", "1")
         set_threads()
         assert torch.get_num_threads() == 1
-        for value in ("0", "-1", "many", "²"):
+        for value in ("0", "-1", "many", "²", "10000", "1.5", "9" * 5000):
             monkeypatch.setenv("HANMO_THREADS", value)
-            with pytest.raises(UsageError, match="HANMO_THREADS must be"):
-                set_threads()
+            for asks in (set_threads, default_threads):
+                with pytest.raises(UsageError, match="HANMO_THREADS must be"):
+                    asks()
     finally:
         torch.set_num_threads(before)
 

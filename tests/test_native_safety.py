@@ -10,6 +10,8 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,22 +21,28 @@ from hypothesis import strategies as st
 
 from hanmo.errors import HanmoError, ModelError, ResourceError
 from hanmo.inference.native import library
-from hanmo.inference.native.decoder import CACHES, NativeDecoder, PagedCache, Weights, prepare
+from hanmo.inference.native.decoder import CACHES, LoadedParts, NativeDecoder, PagedCache, Weights, prepare
+from hanmo.inference.native.folder import WEIGHTS, save_quantized
 from hanmo.inference.native.pages import PagedText, Pages
+from hanmo.models.kernels import native as kernels
+from hanmo.text.training import train_bpe
 
 from .native_cases import LAYOUTS, decoder
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=f"no native engine: {library.load()[1]}")
 
 WHOLE = st.integers(-3, 130) | st.integers(-(2**31), 2**31 - 1) | st.integers(-(2**70), 2**70)
+HERE = Path(library.__file__).parent
 WHOLE64 = st.integers(-2, 6) | st.integers(-(2**63), 2**63 - 1)
 
 
-def native(layout: str, precision: str = "fp32", cache: str = "fp16", threads: int = 2) -> NativeDecoder:
+def native(
+    layout: str, precision: str = "fp32", cache: str = "fp16", threads: int = 2, rows: int = 64, **changes: Any
+) -> NativeDecoder:
     """A small decoder in the native engine."""
-    model = decoder(layout)
+    model = decoder(layout, **changes)
     parts = prepare(model.config, Weights.of_state(model.state_dict()), precision)
-    return NativeDecoder(model.config, parts, threads=threads, rows=64, cache=cache)
+    return NativeDecoder(model.config, parts, threads=threads, rows=rows, cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +280,86 @@ def in_a_process(program: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("level", library.LEVELS)
+def test_a_long_text_has_the_same_bits_at_once_and_in_pieces(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every form of the library that this machine runs. At once, each of two threads has some 200 rows: for so many,
+    weights of 8 bits are expanded first."""
+    if not library.LEVELS[level] <= kernels.processor_flags() or not any(HERE.glob(f"_{level}.*")):
+        pytest.skip(f"this machine does not run {level}")
+    monkeypatch.setenv("HANMO_NATIVE", level)
+    out = in_a_process("""
+        from hanmo.inference.native import library
+        ids = torch.randint(0, 101, (401,), generator=torch.Generator().manual_seed(0)).tolist()
+        def read(layout, precision, piece, threads):
+            sizes = {'max_position_embeddings': 640}
+            cache = PagedCache(native(layout, precision, threads=threads, rows=512, **sizes), 13)
+            parts = []
+            for start in range(0, len(ids), piece):
+                part = ids[start : start + piece]
+                places = range(start, start + len(part))
+                parts.append(cache.forward(part, [0] * len(part), places, [range(13)], range(len(part))))
+            return torch.cat(parts)
+        for layout in ('llama', 'odd sizes', 'gpt2'):
+            for precision in ('int8', 'int4', 'fp16'):
+                whole = read(layout, precision, 512, 2)
+                same = [torch.equal(read(layout, precision, *rest), whole) for rest in ((32, 2), (130, 1), (7, 1))]
+                print(library.load()[1], layout, precision, all(same) and bool(whole.isfinite().all()))
+    """)
+    lines = out.splitlines()
+    assert len(lines) == 9 and all(line.startswith(level) and line.endswith("True") for line in lines), out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory of files elsewhere has other rules")
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp32"])
+def test_a_mapped_file_that_is_cut_off_is_refused_and_all_else_goes_on(precision: str, tmp_path: Path) -> None:
+    model = decoder("llama")
+    parts = prepare(model.config, Weights.of_state(model.state_dict()), precision)
+    save_quantized(tmp_path / "m", LoadedParts(model.config, parts, train_bpe(["a b"] * 3, 262), {}, ""), provenance={})
+    path = tmp_path / "m" / WEIGHTS
+    out = in_a_process(f"""
+        from pathlib import Path
+        from hanmo.errors import ModelError
+        from hanmo.inference.native.folder import map_file, parts_of_file, read_matrices, read_whole_header
+        from hanmo.inference.native.decoder import NativeDecoder
+        path = Path({str(path)!r})
+        header, metadata, start = read_whole_header(path)
+        parts = parts_of_file(path, header, start, read_matrices(path, metadata), map_file(path))
+        mapped = PagedCache(NativeDecoder(cache.decoder.config, parts, threads=2, rows=64), 4)
+        expected = expected_of(cache)
+        expected_of(mapped)
+        threading.Timer(0.05, os.truncate, (path, start + 100)).start()  # while it computes
+        said, ends = set(), time.monotonic() + 20
+        while len(said) < 1 and time.monotonic() < ends:
+            try:
+                expected_of(mapped)
+            except ModelError as error:
+                said.add(error.what)
+        try:
+            expected_of(mapped)
+        except ModelError as error:
+            said.add(error.what)
+        print(said, torch.equal(expected_of(cache), expected))
+    """)
+    assert out.strip() == "{'the file of the weights was cut off while it was in use'} True"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals of files are Linux's")
+def test_signals_that_are_not_ours_do_what_they_did() -> None:
+    out = in_a_process("""
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGBUS)
+            time.sleep(20)
+            os._exit(0)
+        print(os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGBUS)
+        signal.signal(signal.SIGBUS, lambda *_: print('told', flush=True))
+        native('llama')
+        os.kill(os.getpid(), signal.SIGBUS)
+        time.sleep(0.01)
+    """)
+    assert out.split() == ["True", "told"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -32,6 +32,26 @@ from hanmo.language import pick
 T = TypeVar("T")
 
 
+def wanted_threads() -> int | None:
+    """The number of threads that ``HANMO_THREADS`` asks for; None where it does not.
+
+    Raises:
+        UsageError: the value is no whole number from 1 to 1024.
+    """
+    value = os.environ.get("HANMO_THREADS", "").strip()
+    if not value:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= 1024:
+        shown = repr(value) if len(value) <= 40 else repr(value[:37] + "...")
+        raise UsageError(
+            f"HANMO_THREADS must be a whole number from 1 to 1024, not {shown}",
+            where="environment",
+            fix="set it to the number of cores to use, or leave it unset for all of them",
+            zh=f"HANMO_THREADS 应为 1 到 1024 的整数，不能是 {shown}。请设为要使用的核数；不设置则使用全部核",
+        )
+    return int(value)
+
+
 def option(
     default: Any, help: str, *, zh: str = "", choices: tuple[str, ...] = (), metavar: str = "", short: str = ""
 ) -> Any:

@@ -107,8 +107,12 @@ double input_of(const Matrix& m, const Activations& a, int64_t row, int64_t k) {
 
 void check_products() {
   for (int64_t kind = kFloat32; kind <= kInt8Wide; kind++)
-    for (int64_t turn = 0; turn < 14; turn++) {
-      const int64_t outputs = whole(1, 90), inputs = whole(1, 300), rows = turn < 2 ? turn : whole(1, 40);
+    for (int64_t turn = 0; turn < 20; turn++) {
+      // the last ones at the borders where weights of 4 bits, and of 8, are expanded for all rows at once
+      const int64_t borders[] = {kDirectRows, kDirectRows + 1, kBytesDirectRows, kBytesDirectRows + 1, whole(130, 200)};
+      const bool many = turn >= 15;
+      const int64_t outputs = whole(1, many ? 50 : 90), inputs = whole(1, many ? 150 : 300);
+      const int64_t rows = many ? borders[turn - 15] : turn < 2 ? turn : whole(1, 40);
       const Random random(kind, outputs, inputs);
       const Matrix& m = random.m;
       ActivationMemory memory;
@@ -122,6 +126,9 @@ void check_products() {
       }
       Expanded work;
       work.reserve(inputs);
+      std::vector<double> weights(outputs * inputs);
+      for (int64_t n = 0; n < outputs; n++)
+        for (int64_t k = 0; k < inputs; k++) weights[n * inputs + k] = weight(m, n, k);
       const int64_t width = m.width(), from = whole(0, m.panels() - 1), to = whole(from, m.panels()), stride = width + 3;
       std::vector<float> out(rows * width), single(width), looked_up(round_up(inputs, kGroup)), bias(width);
       std::vector<float> part(rows * stride, 7.0f);
@@ -143,8 +150,9 @@ void check_products() {
         for (int64_t n = 0; n < outputs; n++) {
           double sum = 0, size = 0;
           for (int64_t k = 0; k < inputs; k++) {
-            sum += weight(m, n, k) * input_of(m, a, row, k);
-            size += std::abs(weight(m, n, k) * input_of(m, a, row, k));
+            const double product = weights[n * inputs + k] * input_of(m, a, row, k);
+            sum += product;
+            size += std::abs(product);
           }
           if (row == bad)
             expect(!std::isfinite(out[row * width + n]), "a product with what is no number", out[row * width + n]);
@@ -155,7 +163,7 @@ void check_products() {
       for (int64_t n = 0; n < outputs; n++) {
         m.row(n, looked_up.data());
         exact.add(looked_up.data(), kind == kInt4Minimum ? 0 : inputs);
-        for (int64_t k = 0; k < inputs; k++) near(looked_up[k], weight(m, n, k), 1e-6, "row");
+        for (int64_t k = 0; k < inputs; k++) near(looked_up[k], weights[n * inputs + k], 1e-6, "row");
       }
     }
 }

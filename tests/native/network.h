@@ -36,7 +36,7 @@ int64_t hanmo_encode(Model*, int64_t, const int32_t*, int64_t, const int32_t*, c
 }
 
 enum Kind : int64_t { kFloat32, kFloat16, kInt8, kInt4, kInt4Minimum, kInt8Wide };
-constexpr int64_t kNoMemory = 4, kIncomplete = 5;  // complaints
+constexpr int64_t kNoMemory = 4, kIncomplete = 5, kLost = 17;  // complaints
 constexpr int64_t kLayerMatrices = 4, kEmbedding = 4, kHead = 5;
 constexpr int64_t kLayerVectors = 14, kVectors = 20, kPositions = 17;
 

@@ -6,6 +6,9 @@
 //     requests planted            asks for more than the memory it gives: AddressSanitizer must say so
 #include "network.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 namespace {
 
 constexpr int64_t kPage = 32;
@@ -337,6 +340,83 @@ void uneven() {
   hanmo_model_free(model);
 }
 
+// A text of hundreds of tokens at once, so many that weights are expanded first, and the same in small pieces.
+void long_text() {
+  Sizes sizes;
+  sizes.context = 640, sizes.most_rows = 600;
+  const Network n(false, sizes);
+  const int64_t width = up(n.vocabulary, 16), count = whole(250, 600), number_bytes = 1 << whole(0, 2);
+  std::vector<int32_t> tokens(count);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(whole(0, n.vocabulary - 1));
+  std::vector<float> logits[2];
+  for (int small = 0; small < 2; small++) {
+    Model* model = n.build(small ? 1 : whole(1, 3));
+    Cache* cache = nullptr;
+    fine(hanmo_cache_new(model, 20, number_bytes, &cache), "a cache");
+    logits[small].resize(count * width);
+    for (int64_t start = 0, piece; start < count; start += piece) {
+      piece = std::min(small ? whole(1, 40) : count, count - start);
+      Request r;
+      r.stride = 20;
+      for (int32_t page = 0; page < 20; page++) r.tables.push_back(19 - page);
+      r.tokens.assign(tokens.begin() + start, tokens.begin() + start + piece);
+      r.sequences.assign(piece, 0);
+      for (int64_t i = 0; i < piece; i++) {
+        r.positions.push_back(static_cast<int32_t>(start + i));
+        r.wanted.push_back(static_cast<int32_t>(i));
+      }
+      fine(r.run(model, cache, logits[small].data() + start * width), "a long text");
+    }
+    hanmo_cache_free(cache);
+    hanmo_model_free(model);
+  }
+  for (int64_t i = 0; i < count; i++)
+    if (!same_bits(&logits[0][i * width], &logits[1][i * width], n.vocabulary))
+      fail("a long text has other bits in pieces, at position " + std::to_string(i));
+}
+
+// A matrix in a file that is mapped into memory and cut off: its model is refused from then on, others compute.
+void cut_off() {
+  const Network n;
+  const Network::Part& whole_part = n.matrices[whole(0, n.layers - 1) * kLayerMatrices + whole(0, kLayerMatrices - 1)];
+  std::FILE* file = std::tmpfile();
+  if (!file || std::fwrite(whole_part.values, 1, whole_part.value_bytes, file) != size_t(whole_part.value_bytes) ||
+      std::fflush(file))
+    fail("no file can be written");
+  void* memory = mmap(nullptr, whole_part.value_bytes, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+  if (memory == MAP_FAILED) fail("no file can be mapped");
+  Network::Part part = whole_part;
+  part.values = static_cast<char*>(memory);
+  Model *model = n.build(whole(1, 3)), *twin = n.build(1), *other = n.build(2);
+  Cache* cache = nullptr;
+  fine(hanmo_cache_new(model, 1, 2, &cache), "a cache");
+  for (Model* m : {model, twin}) fine(Network::put(m, part), "a mapped matrix");
+  const int32_t zero = 0;
+  std::vector<float> logits(up(n.vocabulary, 16)), expected(logits);
+  const auto run = [&](Model* m, std::vector<float>& out) {
+    return hanmo_forward(m, cache, 1, &zero, &zero, &zero, nullptr, 1, 1, &zero, 1, &zero, out.data());
+  };
+  fine(run(model, expected), "a mapped file");
+  if (ftruncate(fileno(file), 0)) fail("the file cannot be cut off");
+  for (int turn = 0; turn < 2; turn++)
+    for (Model* m : {model, twin})
+      if (run(m, logits) != kLost) fail("a file that was cut off is computed with");
+  fine(run(other, logits), "another model");
+  if (!same_bits(logits.data(), expected.data(), n.vocabulary)) fail("another model computes something else");
+  if (part.kind == kFloat32 || part.kind == kFloat16) {  // these are read when they are taken in
+    void* again = mmap(nullptr, part.value_bytes, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+    part.values = static_cast<char*>(again);
+    if (again == MAP_FAILED || Network::put(other, part) != kLost) fail("a file that was cut off is taken in");
+    munmap(again, part.value_bytes);
+  }
+  hanmo_cache_free(cache);
+  hanmo_model_free(model);
+  hanmo_model_free(twin);
+  hanmo_model_free(other);
+  munmap(memory, part.value_bytes);
+  std::fclose(file);
+}
+
 // A cache for a network of the largest sizes, and requests for more memory than any machine has.
 void too_large() {
   std::vector<int64_t> sizes{4096, 1 << 20, 1 << 16, 1 << 16, 4096, 1 << 22, int64_t{1} << 31, int64_t{1} << 31,
@@ -384,6 +464,8 @@ int main(int count, char** arguments) {
     for (int turn = 0; turn < 5; turn++) walk.impossible();
     if (round % 4 == 0) impossible_parts(), wide();
     if (round % 8 == 0) uneven();
+    if (round % 4 == 1) long_text();
+    if (round % 4 == 2) cut_off();
     if (round % 32 == 0) too_large();
   }
   std::printf("%d decoders: fine\n", rounds);

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hanmo.errors import ModelError
+from hanmo.errors import ModelError, UsageError
 from hanmo.inference.networks import Network, Piece, Text
 from hanmo.inference.sampling import Sampling, draw, process
 from hanmo.inference.speculation import Guesser, PromptLookup
@@ -481,12 +481,11 @@ class Engine:
         if self.vocabulary.forbidden:
             logits_BV[:, self.vocabulary.forbidden] = -math.inf
         for number, row in enumerate(rows):
-            constraint = row.request.sampling.constraint
-            allowed = None if constraint is None else constraint.allowed(row.ids[row.first :])
-            if allowed is not None:
-                mask_V = torch.ones(V, dtype=torch.bool, device=logits_BV.device)
-                mask_V[torch.as_tensor(list(allowed), dtype=torch.int64, device=logits_BV.device)] = False
-                logits_BV[number].masked_fill_(mask_V, -math.inf)
+            if (constraint := row.request.sampling.constraint) is not None:
+                try:
+                    keep_allowed(logits_BV[number], constraint.allowed(row.ids[row.first :]))
+                except Exception as error:  # those who share the step go on
+                    row.request.error = error
         history_BT = torch.empty(len(rows), 0, dtype=torch.int64)
         if sampling.needs_history:
             longest = max(len(row.ids) for row in rows)
@@ -505,7 +504,7 @@ class Engine:
         """Write a row's next token, and those that were guessed right; the network forgets the others."""
         guess, wanted = row.guess, row.request.sampling.logprobs
         length, right = row.text.length - len(guess), 0
-        while True:
+        while row.request.error is None:
             if id is None:
                 row.give_up()
                 break
@@ -534,6 +533,32 @@ class Engine:
             why="its weights are damaged, or too large for the precision they are stored in",
             zh="网络算出了 NaN 或无穷大：权重已损坏，或超出其存储精度的范围",
         )
+
+
+def keep_allowed(logits_V: Tensor, allowed: Sequence[int] | None) -> None:
+    """Remove, in place, what a constraint does not allow; None allows all.
+
+    Raises:
+        UsageError: something that is no token of the vocabulary was allowed.
+    """
+    if allowed is None:
+        return
+    try:
+        ids = torch.as_tensor(list(allowed) or np.empty(0, np.int64))
+        low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+    except (TypeError, ValueError, RuntimeError):
+        low = high = -1
+    if low < 0 or high >= len(logits_V) or ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise UsageError(
+            "the constraint allows something that is no token",
+            why=f"allowed(ids) must return ids from 0 to {len(logits_V) - 1}, or None where all are allowed",
+            fix="look at what it returns for the tokens written so far",
+            zh=f"约束返回的不是词元：allowed(ids) 应返回 0 到 {len(logits_V) - 1} 的编号，全部允许时返回 None。"
+            "请检查其返回值",
+        )
+    mask_V = torch.ones(len(logits_V), dtype=torch.bool)
+    mask_V[ids.long()] = False
+    logits_V.masked_fill_(mask_V.to(logits_V.device), -math.inf)
 
 
 def common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:

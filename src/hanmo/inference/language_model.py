@@ -10,7 +10,8 @@ Letters in names: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,7 +25,7 @@ from hanmo.errors import UsageError
 from hanmo.inference.decoders import SourceNetwork
 from hanmo.inference.engine import Chunk, Engine, FinishReason, Request, TokenLogprobs, Vocabulary, logprobs
 from hanmo.inference.networks import Network, Piece, adapt
-from hanmo.inference.sampling import Sampling
+from hanmo.inference.sampling import Sampling, whole_number
 from hanmo.inference.speculation import DraftModel
 from hanmo.language import pick
 from hanmo.models.ngram import NGramModel
@@ -267,9 +268,7 @@ class LanguageModel:
         elif is_prompt(prompt):
             ids = [int(id) for id in prompt]
         else:
-            raise UsageError(
-                f"a prompt is a text or a list of ids, not {type(prompt).__name__}", zh="提示应为文本或编号列表"
-            )
+            raise no_prompt(prompt)
         if not ids:
             if self.start_id is None:
                 raise UsageError(
@@ -293,6 +292,8 @@ class LanguageModel:
         """Each prompt's index and ids."""
         if isinstance(prompts, str) or (is_prompt(prompts) and len(prompts)):  # an empty list holds no prompts
             prompts = [cast(Prompt, prompts)]
+        if not isinstance(prompts, Iterable):
+            raise no_prompt(prompts)
         return [(index, self.encode_prompt(cast(Prompt, prompt))) for index, prompt in enumerate(prompts)]
 
     def _check_ids(self, ids: Sequence[int]) -> None:
@@ -339,7 +340,7 @@ class LanguageModel:
         Raises:
             UsageError: an id outside the vocabulary, or more tokens than the context holds.
         """
-        ids = [int(id) for id in ids]
+        ids = whole_ids(ids)
         self._check_ids(ids)
         if len(ids) > self.context_length:
             raise self._too_long(len(ids))
@@ -364,7 +365,10 @@ class LanguageModel:
         Raises:
             UsageError: an id outside the vocabulary, or more tokens than the context holds.
         """
-        ids = np.asarray(ids_BT, dtype=np.int64)
+        ids = np.asarray(ids_BT)
+        if ids.size and ids.dtype.kind not in "iu":
+            raise no_ids()
+        ids = ids.astype(np.int64, copy=False)
         if ids.ndim != 2:
             raise UsageError(f"score expects ids of shape [rows, tokens], not {list(ids.shape)}")
         outside_B = ((ids < 0) | (ids >= self.network.vocab_size)).any(axis=1)
@@ -391,7 +395,7 @@ class LanguageModel:
         Raises:
             UsageError: an id outside the vocabulary, or more tokens than the context holds.
         """
-        return torch.cat(list(self._logits_by_piece([int(id) for id in ids])))
+        return torch.cat(list(self._logits_by_piece(whole_ids(ids))))
 
     @torch.inference_mode()
     def prompt_logprobs(self, ids: Sequence[int], top: int = 0) -> list[TokenLogprobs | None]:
@@ -408,9 +412,10 @@ class LanguageModel:
         Raises:
             UsageError: an id outside the vocabulary, or more tokens than the context holds.
         """
-        ids = [int(id) for id in ids]
+        ids = whole_ids(ids)
         if self.reads_source:
             return [None] * len(ids)
+        whole_number("top", top, 0, self.network.vocab_size)
         scores: list[TokenLogprobs | None] = [None]
         for logits_LV in self._logits_by_piece(ids):
             for start in range(0, len(logits_LV), SCORED):
@@ -465,6 +470,24 @@ class LanguageModel:
             fix="score the text in windows (hanmo evaluate does)",
             zh=f"要评分的文本有 {length} 个词元，超过模型上下文（{self.context_length}），请分段评分",
         )
+
+
+def no_prompt(value: object) -> UsageError:
+    """The error for something that is no prompt."""
+    return UsageError(f"a prompt is a text or a list of ids, not {type(value).__name__}", zh="提示应为文本或编号列表")
+
+
+def no_ids() -> UsageError:
+    """The error for something that is no token."""
+    return UsageError("tokens are given by their ids, which are whole numbers", zh="词元应以整数编号给出")
+
+
+def whole_ids(ids: Sequence[int]) -> list[int]:
+    """Ids as a list, whatever held them; what is no whole number is refused, not rounded."""
+    try:
+        return [operator.index(id) for id in ids]
+    except TypeError:
+        raise no_ids() from None
 
 
 def is_prompt(value: object) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from hanmo.errors import ResourceError, UsageError
+from hanmo.settings import wanted_threads
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
@@ -158,11 +159,8 @@ def set_threads() -> None:
     keep_freed_memory()
     if os.getpid() != LOADED_BY:
         return
-    value = os.environ.get("HANMO_THREADS", "").strip()
-    if not value:
-        if processors() < torch.get_num_threads():
-            torch.set_num_threads(processors())
-        return
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
-        raise UsageError(f"HANMO_THREADS must be a whole number from 1 to 1024, not {value!r}", where="environment")
-    torch.set_num_threads(int(value))
+    threads = wanted_threads()
+    if threads is None and processors() < torch.get_num_threads():
+        threads = processors()
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -33,6 +33,7 @@ from hanmo.folder import atomic_folder, read_json, verify, write_json
 from hanmo.models import word2vec_format
 from hanmo.models.embedding_files import CONFIG, VOCABULARY, WEIGHTS, fit_together, map_tensors, read_vocabulary
 from hanmo.models.subwords import Subwords
+from hanmo.settings import wanted_threads
 from hanmo.text.segment import segment
 
 Floats = NDArray[np.float32]
@@ -138,7 +139,7 @@ class WordVectors:
             min_count=min_count,
             epochs=epochs,
             seed=seed,
-            threads=threads or int(os.environ.get("HANMO_THREADS") or os.cpu_count() or 1),
+            threads=threads or wanted_threads() or os.cpu_count() or 1,
             progress=progress,
         )
 

@@ -25,6 +25,7 @@ import tokenizers
 
 from hanmo.errors import DataError, ModelError
 from hanmo.folder import write_json
+from hanmo.settings import wanted_threads
 from hanmo.text.definitions import (
     build,
     chat_template_of,
@@ -537,7 +538,6 @@ def require_utf8(text: str, where: str = "") -> None:
 
 
 def default_threads() -> int:
-    """Threads for bulk work: ``HANMO_THREADS``, else the number of cores."""
-    given = os.environ.get("HANMO_THREADS", "")
+    """Threads for bulk work: ``HANMO_THREADS``, no more than there are cores; else the number of cores."""
     cores = os.cpu_count() or 1
-    return max(1, min(int(given), cores)) if given.isdigit() else cores
+    return min(wanted_threads() or cores, cores)

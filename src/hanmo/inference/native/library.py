@@ -40,8 +40,9 @@ COMPLAINTS = (  # by number, as in src/api.cpp
     ("a page that is written belongs to two places", "被写入的页属于两处"),
     ("there is no adapter of that number", "没有这个编号的适配器"),
     ("a token belongs to a segment that the network does not have", "词元所属的段在网络中不存在"),
+    ("the file of the weights was cut off while it was in use", "权重文件在使用中被截短"),
 )
-OUT_OF_MEMORY = 4
+OUT_OF_MEMORY, LOST = 4, 17
 
 
 @functools.cache
@@ -67,6 +68,14 @@ def call(name: str, *arguments: Any) -> None:
             where="native engine",
             fix="a shorter context, fewer texts at a time, or a smaller model",
             zh="内存不足，请缩短上下文、减少同时处理的文本，或换用更小的模型",
+        )
+    if code == LOST:
+        raise ModelError(
+            COMPLAINTS[code][0],
+            where="native engine",
+            why="it is read where it lies on the disk, and somebody wrote over it",
+            fix="copy the model again and load it anew; to replace a model, move the new one into its place",
+            zh="权重文件在使用中被截短（它直接从磁盘读取）。请重新复制并加载模型；更新模型时，请把新文件整体移动到原位置",
         )
     if code:
         what, zh = COMPLAINTS[code]

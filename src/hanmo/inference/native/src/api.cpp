@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "encoder.h"
+#include "mapped.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -13,7 +14,7 @@ using namespace hanmo::native;
 
 enum Complaint : int64_t {
   kFine = 0, kBadShape, kBadName, kBadSize, kNoMemory, kIncomplete, kBadCount, kBadToken, kBadPosition, kBadPage,
-  kBadOrder, kNoPointer, kNotFinite, kMisaligned, kSharedPage, kBadAdapter, kBadType,
+  kBadOrder, kNoPointer, kNotFinite, kMisaligned, kSharedPage, kBadAdapter, kBadType, kLost,
 };
 
 constexpr int64_t kAbi = 4;                     // library.py; changes with the functions below
@@ -123,12 +124,14 @@ EXPORT int64_t hanmo_model_new(const int64_t* sizes, const float* numbers, int64
   return guarded([&] {
     auto model = std::make_unique<Model>(s, static_cast<int>(threads));
     model->reserve();
+    watch(model.get());
     *out = model.release();
     return kFine;
   });
 }
 
 EXPORT int64_t hanmo_model_free(Model* model) {
+  forget(model);
   delete model;
   return kFine;
 }
@@ -147,9 +150,15 @@ EXPORT int64_t hanmo_model_matrix(Model* model, int64_t layer, int64_t name, int
   if (value_bytes != matrix.value_bytes() || scale_bytes != 2 * matrix.scale_count()) return kBadSize;
   if (matrix.quantised() && !scales) return kNoPointer;
   if (!aligned(values, matrix.number_bytes()) || !aligned(scales, 2)) return kMisaligned;
-  if (kind == kFloat32 && !finite(static_cast<const float*>(values), value_bytes / 4)) return kNotFinite;
-  if (kind == kFloat16 && !finite(static_cast<const uint16_t*>(values), value_bytes / 2)) return kNotFinite;
-  if (!finite(matrix.scales, matrix.scale_count())) return kNotFinite;
+  model->checked = matrix;
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // if reading it raises a signal, it must be known
+  const bool good = (kind != kFloat32 || finite(static_cast<const float*>(values), value_bytes / 4)) &&
+                    (kind != kFloat16 || finite(static_cast<const uint16_t*>(values), value_bytes / 2)) &&
+                    finite(matrix.scales, matrix.scale_count());
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  model->checked = {};
+  if (model->lost) return kLost;
+  if (!good) return kNotFinite;
   (name == kEmbedding ? model->embedding : name == kHead ? model->head : model->layers[layer].matrices[name]) = matrix;
   return kFine;
 }
@@ -326,6 +335,7 @@ EXPORT int64_t hanmo_forward(Model* model, Cache* cache, int64_t count, const in
     if (!aligned(address, 4)) return kMisaligned;
   if (!aligned(logits, 4)) return kMisaligned;
   if (!complete(*model)) return kIncomplete;
+  if (model->lost) return kLost;
   const Shape& s = model->shape;
   if (!within(count, 1, s.most_rows) || !within(outputs, 0, count) || (outputs && (!output_rows || !logits))) return kBadCount;
   if (!within(table_count, 1, s.most_rows) || !within(table_stride, 1)) return kBadCount;
@@ -337,7 +347,7 @@ EXPORT int64_t hanmo_forward(Model* model, Cache* cache, int64_t count, const in
   if (const Complaint complaint = check_pages(*cache, rows)) return complaint;
   return guarded([&] {
     forward(*model, *cache, rows);
-    return kFine;
+    return model->lost ? kLost : kFine;
   });
 }
 
@@ -380,6 +390,6 @@ EXPORT int64_t hanmo_encode(Model* model, int64_t count, const int32_t* lengths,
   }
   return guarded([&] {
     encode(*model, Texts{count, lengths, tokens, types, states});
-    return kFine;
+    return model->lost ? kLost : kFine;
   });
 }

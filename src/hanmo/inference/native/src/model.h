@@ -91,6 +91,8 @@ struct Model {
   Vector x, qkv, attended, sublayer;
   std::vector<ThreadMemory> threads;
   std::vector<std::unique_ptr<Adapter>> adapters;  // by number; none where it was removed
+  Matrix checked;                                  // one that is being taken in
+  std::atomic<bool> lost{false};                   // whether weights are gone (mapped.h)
 
   Model(const Shape& shape, int threads_) : shape(shape), layers(shape.layers), team(threads_), threads(threads_) {}
   void reserve();                   // memory for calls

@@ -12,7 +12,8 @@ Printed are medians over the rounds, and ratios within rounds. All write greedil
     8 texts     of 128 tokens in, 128 out each: tokens per second of all together, once each has its first
     KL          mean divergence from the logits of transformers in float32, nats, and the share of equal best tokens,
                 over 2,048 tokens in windows of 256
-    GB/s        weights times decode speed, and its share of what a plain read of memory reaches
+    GB/s        weights times decode speed, and its share of what a plain read of memory reached just before: on a
+                machine that others share, that changes by the minute
     memory      a fresh process that reads 512 tokens and writes 128: peak resident memory; less what its packages took
                 before the model was loaded, over weights and cache
 
@@ -23,6 +24,7 @@ are missing are left out. The default text is the source of Python's standard li
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import os
@@ -35,9 +37,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from decode_engines import ENGINES, NEEDS, Engine, Prompts, quantise_llama
 from worker import Answer, Worker, answer_commands, status
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL = "smollm2-135m-instruct"
 KINDS = ("Q8_0", "Q4_1", "Q4_0", "Q4_K_M")
@@ -214,13 +220,21 @@ def start_worker(name: str, files: Path, threads: int) -> Worker:
 # The run --------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def zeros(count: int) -> Tensor:
+    """Numbers, made once."""
+    import torch
+
+    return torch.zeros(count)
+
+
 def bandwidth(threads: int) -> float:
-    """Bytes per second of a plain read of memory that no cache holds."""
+    """Bytes per second of a plain read of memory that no cache holds; best of three."""
     import torch
 
     torch.set_num_threads(threads)
-    numbers, times = torch.zeros(1 << 27), []
-    for _ in range(12):
+    numbers, times = zeros(1 << 27), []
+    for _ in range(3):
         start = time.perf_counter()
         numbers.sum()
         times.append(time.perf_counter() - start)
@@ -293,11 +307,12 @@ def measure_quality(workers: dict[str, Worker], windows: Prompts) -> dict[str, d
 
 
 def measure_speed(
-    workers: dict[str, Worker], rounds: int, pieces: Pieces, count: int
+    workers: dict[str, Worker], rounds: int, pieces: Pieces, count: int, threads: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Tokens per second by measurement and engine, one number a round."""
+    """Tokens per second by measurement and engine, one number a round; and bytes per second of plain reads just before
+    the decoding."""
     forms = {"decode": (1, PROMPT, count), "prefill": (1, LONG, 1), "8 texts": (TEXTS, PROMPT, count)}
-    speeds: dict[str, dict[str, list[float]]] = {what: {name: [] for name in workers} for what in forms}
+    speeds: dict[str, dict[str, list[float]]] = {what: {name: [] for name in workers} for what in (*forms, "reads")}
     names = list(workers)
     for number in range(-1, rounds):  # the first is not counted
         for what, (texts, length, written) in forms.items():
@@ -305,9 +320,12 @@ def measure_speed(
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
                 time.sleep(0.3)  # until the threads of the one before sleep
+                rate = bandwidth(threads) if what == "decode" else 0.0
                 result = workers[name].ask("write", prompts=prompts, count=written)
                 if number >= 0:
                     speeds[what][name].append(length / result["first"] if what == "prefill" else result["speed"])
+                    if what == "decode":
+                        speeds["reads"][name].append(rate)
     return speeds
 
 
@@ -315,16 +333,16 @@ def print_table(
     workers: dict[str, Worker],
     speeds: dict[str, dict[str, list[float]]],
     quality: dict[str, dict[str, float]],
-    rate: float,
 ) -> None:
     """Medians by engine."""
     head = f"{'decode':>8}{'prefill':>9}{'first':>9}{'8 texts':>9}{'GB/s':>7}{'share':>7}"
     print(f"\n{'tok/s':22}{head}{'KL':>9}{'same':>8}")
     for name, worker in workers.items():
-        decode, prefill, eight = (statistics.median(speeds[what][name]) for what in speeds)
-        bytes_read = decode * worker.about["weights"]
+        decode, prefill, eight = (statistics.median(speeds[what][name]) for what in ("decode", "prefill", "8 texts"))
+        weights, pairs = worker.about["weights"], zip(speeds["decode"][name], speeds["reads"][name], strict=True)
+        share = statistics.median(speed * weights / rate for speed, rate in pairs)
         line = f"{name:22}{decode:8.1f}{prefill:9,.0f}{LONG / prefill:7.3f} s{eight:9.1f}"
-        line += f"{bytes_read / 1e9:7.1f}{bytes_read / rate:7.0%}"
+        line += f"{decode * weights / 1e9:7.1f}{share:7.0%}"
         if name in quality:
             line += f"{quality[name]['kl']:9.4f}{quality[name]['same']:8.1%}"
         print(line)
@@ -374,8 +392,7 @@ def main() -> None:
     if given.engines:
         names = [name for name in names if any(word in name for word in given.engines)]
     rounds, count = (1, 24) if given.quick else (given.rounds, ANSWER)
-    rate = bandwidth(given.threads)
-    print(f"{processor()}; {given.threads} threads; plain reads {rate / 1e9:.1f} GB/s")
+    print(f"{processor()}; {given.threads} threads; plain reads {bandwidth(given.threads) / 1e9:.1f} GB/s")
     print(f"Python {platform.python_version()}, torch {torch.__version__}; {'random 0.5 B' if given.large else MODEL}")
     print(f"{PROMPT} tokens in, {count} out; prefill {LONG}; {TEXTS} texts; {rounds} rounds", flush=True)
     if missing:
@@ -385,8 +402,10 @@ def main() -> None:
     measure_memory(names, files, given.threads, pieces, count)
     workers = {name: start_worker(name, files, given.threads) for name in names}
     quality = measure_quality(workers, windows)
-    speeds = measure_speed(workers, rounds, pieces, count)
-    print_table(workers, speeds, quality, rate)
+    speeds = measure_speed(workers, rounds, pieces, count, given.threads)
+    print_table(workers, speeds, quality)
+    reads = sorted(rate / 1e9 for rates in speeds["reads"].values() for rate in rates)
+    print(f"plain reads during the run: {reads[0]:.1f} to {reads[-1]:.1f} GB/s, median {statistics.median(reads):.1f}")
     print_bars(LARGE_BARS if given.large else BARS, speeds, given.large)
     for worker in workers.values():
         worker.close()

@@ -371,12 +371,12 @@ def as_stored(files: Path) -> Path:
 
 ENGINES: dict[str, Callable[[Path, int], Engine]] = {
     "Hanmo Q4_1": lambda files, _: Hanmo(as_stored(files)),
-    "Hanmo Q4_1, guesses": lambda files, _: Hanmo(as_stored(files), guess=True),
+    "llama.cpp Q4_1": lambda files, threads: LlamaCpp(as_stored(files), threads),  # beside what it is compared with
     "Hanmo int8": lambda files, _: int8_of_hanmo(files),
+    "llama.cpp Q8_0": lambda files, threads: LlamaCpp(files / "Q8_0.gguf", threads),
+    "Hanmo Q4_1, guesses": lambda files, _: Hanmo(as_stored(files), guess=True),
     "Hanmo fp32": lambda files, _: Hanmo(files / "transformers"),
     "Hanmo torch": lambda files, _: Hanmo(files / "transformers", engine="torch"),
-    "llama.cpp Q4_1": lambda files, threads: LlamaCpp(as_stored(files), threads),
-    "llama.cpp Q8_0": lambda files, threads: LlamaCpp(files / "Q8_0.gguf", threads),
     "llama.cpp Q4_0": lambda files, threads: LlamaCpp(files / "Q4_0.gguf", threads),
     "llama.cpp Q4_K_M": lambda files, threads: LlamaCpp(files / "Q4_K_M.gguf", threads),
     "transformers": lambda files, _: Transformers(files / "transformers"),

@@ -435,9 +435,8 @@ class Engine:
         """Choose the next tokens of the rows that have been read to their end."""
         if not pieces:
             return
-        best = logits_LV.max(dim=1)
         rows, places, place = [], [], 0
-        finite, greedy = best.values.isfinite().tolist(), best.indices.tolist()
+        finite, greedy = most_likely(logits_LV)
         for row, piece in pieces:
             if not all(finite[place : place + piece.wanted]):
                 row.request.error = self.not_finite()
@@ -559,6 +558,17 @@ def keep_allowed(logits_V: Tensor, allowed: Sequence[int] | None) -> None:
     mask_V = torch.ones(len(logits_V), dtype=torch.bool)
     mask_V[ids.long()] = False
     logits_V.masked_fill_(mask_V.to(logits_V.device), -math.inf)
+
+
+def most_likely(logits_LV: Tensor) -> tuple[list[bool], list[int]]:
+    """The token with the largest logit in each row, the first of equals; and whether that logit is finite, which it is
+    not where one is NaN or infinite, or all are minus infinity."""
+    if logits_LV.device.type == "cpu":
+        rows = logits_LV.numpy()  # a tenth of the time, and no threads to wake
+        ids = [int(row.argmax()) for row in rows]
+        return [math.isfinite(row[id]) for row, id in zip(rows, ids, strict=True)], ids
+    best = logits_LV.max(dim=1)
+    return best.values.isfinite().tolist(), best.indices.tolist()
 
 
 def common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:

@@ -26,6 +26,7 @@ VERBS = (
     "finetune",
     "evaluate",
     "predict",
+    "compare",
     "vectors",
     "generate",
     "chat",

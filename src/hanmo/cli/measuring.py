@@ -96,6 +96,7 @@ def systems_of(
             )
         form = Form(settings.shots, settings.seed, settings.instruction)
         systems.append(task.system(model, train or records, form))
+        systems[-1].name = settings.model
     return systems
 
 

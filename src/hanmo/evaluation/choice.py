@@ -196,11 +196,15 @@ def reason(found: Trial, best: Trial, measure: str, limits: Sequence[Limit], bet
             f"take {found.name}: the best{within} ({numbers})", f"推荐 {found.name}：{within}效果最好（{numbers}）"
         )
     times = (best.latency(0.5) or 0.0) / max(speed, 1e-9)
+    if times > 1.2:
+        gain = pick(f"{times:.1f} times as fast", f"速度为其 {times:.1f} 倍")
+    else:
+        gain = pick("as fast with no more memory", "速度相当，内存不更多")
     return pick(
         f"take {found.name} ({numbers}): no significant difference from the best{within}, {best.name} "
-        f"({best.score.main.value:.4f}), and {times:.1f} times as fast",
-        f"推荐 {found.name}（{numbers}）：与{within}最好的 {best.name}（{best.score.main.value:.4f}）无显著差异，"
-        f"速度为其 {times:.1f} 倍",
+        f"({best.score.main.value:.4f}), and {gain}",
+        f"推荐 {found.name}（{numbers}）：与{within}最好的 {best.name}（{best.score.main.value:.4f}）"
+        f"无显著差异，{gain}",
     )
 
 

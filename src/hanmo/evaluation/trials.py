@@ -156,6 +156,7 @@ def build(candidate: Candidate, task: Task[Any, Any], parts: Parts) -> System[An
         from hanmo.inference.loading import load
 
         system = task.system(load(candidate.name, **candidate.options), parts.train, candidate.form)
+        system.name = candidate.name
         return system
     return (task.baselines if candidate.how == "baseline" else task.candidates)(parts.test)[candidate.number]
 

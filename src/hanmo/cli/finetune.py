@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from hanmo.cli.outcome import Outcome
+from hanmo.cli.records import RecordSettings
 from hanmo.cli.together import run_together, start_workers
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
@@ -56,13 +57,14 @@ ONLY_FOR = {  # settings that only some tasks have
 
 
 @dataclass
-class FinetuneSettings(CommonSettings, DataSettings, LoopSettings):
+class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSettings):
     """Settings of ``hanmo finetune``."""
 
     paths: list[str] = argument(
         "files of records: jsonl, json, csv, tsv, CoNLL, SQuAD and others; for --task text any texts",
         zh="数据文件：jsonl、json、csv、tsv、CoNLL、SQuAD 等；--task text 时为任意文本",
         many=True,
+        flag="data",
     )
     task: str = option(
         "instructions",
@@ -82,24 +84,6 @@ class FinetuneSettings(CommonSettings, DataSettings, LoopSettings):
         "share of the data kept for validation; default: 0.1 of records; of texts 0.01, more where there is little",
         zh="验证所用数据的比例；默认：记录 0.1，文本 0.01（语料小则更大）",
         metavar="SHARE",
-    )
-    fields: list[str] = option(
-        [],
-        "which column or key is what, e.g. text=review; may be repeated",
-        zh="列或键的含义，如 text=review；可重复给出",
-        metavar="NAME=KEY",
-    )
-    label_separator: str | None = option(
-        None,
-        "classification: what stands between several labels in one cell, e.g. a comma; belongs to --multi-label",
-        zh="分类：一格中多个标签之间的分隔符，如逗号；与 --multi-label 合用",
-        metavar="TEXT",
-    )
-    relabel: list[str] = option(
-        [],
-        "tagging: another name for a kind of span, e.g. LOCATION=LOC; OTH=O takes one away; may be repeated",
-        zh="标注：改用另一标签名，如 LOCATION=LOC；OTH=O 表示去掉；可重复给出",
-        metavar="OLD=NEW",
     )
     min_score: float | None = option(
         None,
@@ -227,30 +211,6 @@ class FinetuneSettings(CommonSettings, DataSettings, LoopSettings):
             )
         self.field_names()
         self.new_names()
-
-    def field_names(self) -> dict[str, str]:
-        """Which column or key is what."""
-        return pairs("fields", self.fields, "NAME=KEY", "text=review", "名称=键")
-
-    def new_names(self) -> dict[str, str]:
-        """New names of kinds of spans."""
-        return pairs("relabel", self.relabel, "OLD=NEW", "OTH=O", "旧名=新名")
-
-
-def pairs(name: str, items: list[str], form: str, example: str, zh: str) -> dict[str, str]:
-    """The values of a setting that is a list of ``A=B``.
-
-    Raises:
-        UsageError: one is not of this form.
-    """
-    for item in items:
-        if not all(part.strip() for part in item.partition("=")):
-            raise UsageError(
-                f"{flag(name)} {item}: expected {form}",
-                fix=f"e.g. {flag(name)} {example}",
-                zh=f"{flag(name)} {item}：应写成 {zh}，例如 {flag(name)} {example}",
-            )
-    return dict(item.split("=", 1) for item in items)
 
 
 def run(settings: FinetuneSettings) -> Outcome:

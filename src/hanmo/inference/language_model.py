@@ -438,6 +438,50 @@ class LanguageModel:
             finally:
                 text.release()
 
+    @torch.inference_mode()
+    def choice_logprobs(self, prompt: Prompt, choices: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What each of some answers to one prompt is worth; the prompt is read once.
+
+        Args:
+            prompt: as for :meth:`generate`.
+            choices: the ids of each answer, at least one id each.
+
+        Returns:
+            for each answer the log-probability of each of its tokens, in nats, float32 ``[T]``.
+
+        Raises:
+            UsageError: an id outside the vocabulary, an empty answer, or more tokens than the context holds.
+        """
+        if self.reads_source:
+            return [self.answer_logprobs(prompt, choice) for choice in choices]
+        answers = [whole_ids(choice) for choice in choices]
+        ids, longest = self.encode_prompt(prompt), max(map(len, answers), default=0)
+        self._check_ids([*ids, *(id for answer in answers for id in answer)])
+        if not all(answers):
+            raise no_ids()
+        if len(ids) + longest > self.context_length:
+            raise self._too_long(len(ids) + longest)
+        scores = []
+        with self.engine.alone():
+            text, unread = self.network.open(ids, longest, self.adapter)
+            try:
+                for start in range(0, len(unread), self.network.piece):
+                    last_LV = self.network.read([Piece(text, unread[start : start + self.network.piece])])
+                for answer in answers:
+                    logits_TV = last_LV[-1:]
+                    if len(answer) > 1:
+                        branch = text.fork()
+                        try:
+                            more_TV = self.network.read([Piece(branch, answer[:-1], len(answer) - 1)])
+                        finally:
+                            branch.release()
+                        logits_TV = torch.cat([logits_TV, more_TV])
+                    logprobs_TV = logits_TV[:, : self.vocabulary_size].float().log_softmax(-1).cpu()
+                    scores.append(logprobs_TV[torch.arange(len(answer)), torch.tensor(answer)])
+            finally:
+                text.release()
+        return scores
+
     def answer_logprobs(self, source: Prompt, answer: Sequence[int]) -> Tensor:
         """Log-probability of each token of an answer to a source, in nats, float32 ``[T]``; encoder-decoders only.
 

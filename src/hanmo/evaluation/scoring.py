@@ -1,0 +1,256 @@
+"""Systems measured on the records of a task: each number with interval, signature, and what it is compared with.
+
+Intervals are percentiles of a bootstrap over records; two systems are compared on the same draws of the same records
+(a paired bootstrap), and where an answer is right or wrong as a whole, by McNemar's exact test, too.
+
+Letters in names: N records, K numbers of a record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hanmo.data.tasks.types import Record
+from hanmo.errors import DataError
+from hanmo.evaluation.intervals import MIN_UNITS, RESAMPLES, Interval, bootstrap_sums, percentile_interval
+from hanmo.evaluation.table import signature
+from hanmo.language import pick
+from hanmo.tasks.base import System, Task
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number and its interval; None where there are too few records to say."""
+
+    value: float
+    interval: Interval | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        interval = None if self.interval is None else [self.interval.low, self.interval.high]
+        return {"value": self.value if math.isfinite(self.value) else None, "interval": interval}
+
+
+@dataclass
+class Score:
+    """What a system reaches on some records.
+
+    Attributes:
+        measures: by name; the task's primary measure among them.
+        sums: the numbers of each record, ``[N, K]``, from which two systems are compared.
+        seconds: that all answers took.
+        leaked: the same measures without the records that the training data hold, where there are such.
+    """
+
+    name: str
+    kind: str
+    n: int
+    primary: str
+    measures: dict[str, Measured]
+    signature: str
+    sums: Floats
+    seconds: float
+    answers: list[Any] = field(repr=False)
+    details: dict[str, Any] = field(default_factory=dict)
+    without_leaks: dict[str, Measured] | None = None
+
+    @property
+    def main(self) -> Measured:
+        """The primary measure."""
+        return self.measures[self.primary]
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        data = {
+            "name": self.name,
+            "kind": self.kind,
+            "n": self.n,
+            "primary": self.primary,
+            "measures": {name: measured.as_data() for name, measured in self.measures.items()},
+            "signature": self.signature,
+            "seconds": self.seconds,
+            "details": self.details,
+        }
+        if self.without_leaks is not None:
+            data["without_leaks"] = {name: measured.as_data() for name, measured in self.without_leaks.items()}
+        return data
+
+
+def score(
+    task: Task[Any, Any],
+    system: System[Any, Any],
+    records: Sequence[Record],
+    *,
+    leaked: NDArray[np.bool_] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Score:
+    """Let a system answer records and measure its answers.
+
+    Args:
+        leaked: which of the records stand in the training data as well, ``[N]``.
+
+    Raises:
+        DataError: there are no records.
+    """
+    if not records:
+        raise DataError("there are no records to measure on", zh="没有可用于评测的记录")
+    start = time.perf_counter()
+    answers = system.answer(records)
+    seconds = time.perf_counter() - start
+    assert len(answers) == len(records), f"{system.name} gave {len(answers)} answers to {len(records)} records"
+    metric = task.metric(records)
+    statistics_NK = metric.statistics(records, answers)
+    without = None
+    if leaked is not None and leaked.any() and not leaked.all():
+        without = measure(metric, statistics_NK[~leaked], resamples=resamples, seed=seed)
+    mark = signature(
+        task=task.name, data=digest(records), n=len(records), **metric.signature(), **system.signature(), ci="bootstrap"
+    )
+    return Score(
+        system.name,
+        system.kind,
+        len(records),
+        metric.primary,
+        measure(metric, statistics_NK, resamples=resamples, seed=seed),
+        mark,
+        statistics_NK,
+        seconds,
+        answers,
+        metric.details(records, answers),
+        without,
+    )
+
+
+def measure(metric: Any, statistics_NK: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Measured]:
+    """The measures of some records with their intervals."""
+    values = metric.measures(statistics_NK.sum(axis=0))
+    if len(statistics_NK) < MIN_UNITS:
+        return {name: Measured(float(value)) for name, value in values.items()}
+    drawn = metric.measures(bootstrap_sums(statistics_NK, resamples=resamples, seed=seed))
+    return {name: Measured(float(value), interval_of(drawn[name])) for name, value in values.items()}
+
+
+def interval_of(samples: Floats) -> Interval | None:
+    """The percentile interval of the draws in which there was something to measure; None where there was in none."""
+    samples = np.asarray(samples, dtype=np.float64)
+    finite = samples[np.isfinite(samples)]
+    return percentile_interval(finite) if finite.size else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The primary measure of one system minus that of another, on the same records.
+
+    Attributes:
+        better: the difference in the direction in which more is better.
+        p: of McNemar's exact test, where answers are right or wrong as a whole.
+    """
+
+    first: str
+    second: str
+    measure: str
+    value: float
+    better: float
+    interval: Interval | None
+    n: int
+    p: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Does the interval of the difference leave out zero?"""
+        return self.interval is not None and not self.interval.low <= 0 <= self.interval.high
+
+    def sentence(self) -> str:
+        """The result in words, in the user's language."""
+        better, worse = (self.first, self.second) if self.better > 0 else (self.second, self.first)
+        if self.interval is None:
+            return pick(
+                f"{self.n} records are too few to say whether {self.first} or {self.second} is better",
+                f"记录太少（{self.n} 条），无法判断 {self.first} 与 {self.second} 孰优",
+            )
+        method = pick(f"paired bootstrap, n = {self.n:,}", f"配对自助法，n = {self.n:,}")
+        method += "" if self.p is None else pick(f"; McNemar p = {self.p:.2g}", f"；McNemar p = {self.p:.2g}")
+        low, high = self.interval.low, self.interval.high
+        if not self.significant:
+            return pick(
+                f"no significant difference between {self.first} and {self.second}: {self.value:+.4f} {self.measure} "
+                f"(95% CI {low:+.4f} to {high:+.4f}, {method})",
+                f"{self.first} 与 {self.second} 无显著差异：{self.measure} 相差 {self.value:+.4f}"
+                f"（95% 置信区间 {low:+.4f} 到 {high:+.4f}，{method}）",
+            )
+        small, large = sorted((abs(low), abs(high)))
+        return pick(
+            f"{better} is better than {worse} by {abs(self.value):.4f} {self.measure} "
+            f"(95% CI {small:.4f} to {large:.4f}, {method}): significant",
+            f"{better} 的 {self.measure} 比 {worse} 好 {abs(self.value):.4f}"
+            f"（95% 置信区间 {small:.4f} 到 {large:.4f}，{method}）：差异显著",
+        )
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "measure": self.measure,
+            "difference": self.value,
+            "interval": None if self.interval is None else [self.interval.low, self.interval.high],
+            "p_mcnemar": self.p,
+            "significant": self.significant,
+        }
+
+
+def difference(metric: Any, first: Score, second: Score, *, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
+    """Compare two systems on the same records.
+
+    Raises:
+        DataError: they were not measured on the same records.
+    """
+    if first.sums.shape != second.sums.shape:
+        raise DataError(
+            f"'{first.name}' and '{second.name}' were not measured on the same records",
+            zh=f"'{first.name}' 与 '{second.name}' 不是在相同的记录上评测的",
+        )
+    name, interval = metric.primary, None
+    value = first.main.value - second.main.value
+    if first.n >= MIN_UNITS:
+        both = bootstrap_sums(np.concatenate([first.sums, second.sums], axis=1), resamples=resamples, seed=seed)
+        K = first.sums.shape[1]
+        interval = interval_of(metric.measures(both[:, :K])[name] - metric.measures(both[:, K:])[name])
+    right = getattr(metric, "right", None)
+    p = None if right is None else mcnemar(right(first.sums), right(second.sums))
+    better = -value if name in metric.lower else value
+    return Difference(first.name, second.name, name, value, better, interval, first.n, p)
+
+
+def mcnemar(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> float:
+    """The exact two-sided p of McNemar's test (1947): whether two systems are right equally often.
+
+    >>> round(mcnemar(np.array([True] * 9 + [False]), np.array([False] * 9 + [True])), 4)
+    0.0215
+    """
+    only_first, only_second = int((first_N & ~second_N).sum()), int((~first_N & second_N).sum())
+    n, k = only_first + only_second, min(only_first, only_second)
+    if n == 0:
+        return 1.0
+    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
+    return min(1.0, 2 * math.fsum(map(math.exp, logs)))
+
+
+def digest(records: Sequence[Record]) -> str:
+    """The hash of what records say, wherever they are from."""
+    state = hashlib.sha256()
+    for record in records:
+        content = {name: value for name, value in vars(record).items() if name not in ("file", "line")}
+        state.update(repr(sorted(content.items())).encode("utf-8", "surrogatepass"))
+    return state.hexdigest()[:12]

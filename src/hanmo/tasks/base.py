@@ -1,0 +1,143 @@
+"""What a task is, and what answers its records.
+
+A task names the kind of its records, its metric, the baselines that are shown beside every score, and how a model of
+any kind is put to it. It never reads a file and never loads a model: it is given records and models.
+
+A *system* answers records: a constant, a rule, a classical model, a network with a head, a language model with a
+prompt. Those that learn do so from records that they are given. Everything that measures and compares (``evaluation``)
+knows systems only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from hanmo.data.tasks.types import Record
+from hanmo.errors import ModelError
+from hanmo.tasks.metric import Metric
+
+R = TypeVar("R", bound=Record)
+A = TypeVar("A")
+
+KINDS = ("baseline", "classical", "recurrent", "encoder", "encoder-decoder", "decoder", "remote")
+
+
+class System(ABC, Generic[R, A]):
+    """Something that answers the records of a task.
+
+    Attributes:
+        name: for people, in their language.
+        kind: one of :data:`KINDS`.
+        learns: whether :meth:`fit` has to be called before :meth:`answer`.
+    """
+
+    name: str
+    kind: str = "baseline"
+    learns: bool = False
+
+    def fit(self, train: Sequence[R], validation: Sequence[R] = ()) -> None:
+        """Learn from records; again from the beginning, if it is called again."""
+
+    @abstractmethod
+    def answer(self, records: Sequence[R]) -> list[A]:
+        """One answer for each record, in their order. What the records say is right is not looked at."""
+
+    def save(self, folder: Path) -> Path | None:
+        """Write it to a new folder that ``hanmo.load`` reads, and return that; None where there is nothing to write."""
+        del folder
+        return None
+
+    def signature(self) -> Mapping[str, Any]:
+        """What its answers depend on besides the model: prompt, shots, settings."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How records are shown to a prompted model: the hash of the prompt stands in the signature of a score.
+
+    Args:
+        shots: worked examples before the question.
+        seed: which examples.
+        instruction: instead of the task's own words.
+    """
+
+    shots: int = 0
+    seed: int = 0
+    instruction: str | None = None
+
+
+class Task(ABC, Generic[R, A]):
+    """One task.
+
+    Attributes:
+        name: as in ``--task``.
+        aliases: other names of the same task.
+        kind: of its records, for :func:`hanmo.data.tasks.read_records`.
+        training: the task of ``hanmo finetune`` that teaches it to a network.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str]
+    training: ClassVar[str]
+    help: ClassVar[str]
+    help_zh: ClassVar[str]
+
+    @abstractmethod
+    def metric(self, records: Sequence[R]) -> Metric[R, A]:
+        """What is measured of answers to these records (their language may decide, or their labels)."""
+
+    @abstractmethod
+    def baselines(self, records: Sequence[R]) -> list[System[R, A]]:
+        """What is shown beside every score, the simplest first; ``records`` as for :meth:`metric`."""
+
+    @abstractmethod
+    def system(self, model: Any, train: Sequence[R] = (), form: Form | None = None) -> System[R, A]:
+        """A loaded model as a system.
+
+        Args:
+            model: what ``hanmo.load`` returned.
+            train: records whose labels and examples a prompt may show.
+
+        Raises:
+            ModelError: a model of this kind cannot do this task.
+        """
+
+    @abstractmethod
+    def record(self, text: str) -> R:
+        """The record of a text that a person typed; nothing is known of its answer.
+
+        Raises:
+            UsageError: it lacks something, such as the question of question answering.
+        """
+
+    @abstractmethod
+    def as_data(self, answer: A) -> dict[str, Any]:
+        """An answer as plain data, for JSON."""
+
+    @abstractmethod
+    def describe(self, record: R, answer: A) -> str:
+        """An answer for people: one line, or a few."""
+
+    def candidates(self, records: Sequence[R]) -> list[System[R, A]]:
+        """What ``hanmo compare`` trains besides the baselines: classical models and small networks, cheapest first."""
+        del records
+        return []
+
+    def chance(self, records: Sequence[R]) -> dict[str, float]:
+        """What blind guessing reaches, by measure, where that can be said."""
+        del records
+        return {}
+
+    def cannot(self, model: Any, fix: str = "", zh: str = "") -> ModelError:
+        """The error for a model that cannot do this task."""
+        return ModelError(
+            f"'{getattr(model, 'name', type(model).__name__)}' ({type(model).__name__}) cannot do {self.name}",
+            fix=fix or f"take another kind of model, or teach it: hanmo finetune --task {self.name}",
+            zh=zh or f"该模型（{type(model).__name__}）不能用于 {self.name}；请换用其他模型，或先微调",
+        )

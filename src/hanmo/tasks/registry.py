@@ -10,6 +10,8 @@ from hanmo.tasks.base import Task
 
 MODULES = {  # name: class; its module has the name of the task
     "classification": "Classification",
+    "tagging": "Tagging",
+    "semantic-roles": "SemanticRoles",
 }
 ALIASES = {
     "sentiment": "classification",
@@ -17,6 +19,10 @@ ALIASES = {
     "topic": "classification",
     "offensiveness": "classification",
     "intent": "classification",
+    "ner": "tagging",
+    "pos": "tagging",
+    "segmentation": "tagging",
+    "srl": "semantic-roles",
 }
 
 

@@ -164,11 +164,12 @@ def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 def has_spans(tags: Iterable[str]) -> bool:
     """Whether tags mark spans, so that whole spans can be counted.
 
-    >>> has_spans(["O", "B-PER"]), has_spans(["NOUN", "VERB"])
-    (True, False)
+    >>> has_spans(["O", "B-PER"]), has_spans(["B", "I"]), has_spans(["NOUN", "VERB"])
+    (True, True, False)
     """
     known = set(tags)
-    return any(tag.startswith("B-") for tag in known) and all(tag == "O" or SPAN_TAG.fullmatch(tag) for tag in known)
+    begins = any(tag == "B" or tag.startswith("B-") for tag in known)
+    return begins and all(SPAN_TAG.fullmatch(tag) for tag in known)
 
 
 def span_counts(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 A template turns a sentence into a list of strings for each token; a CRF learns a weight for each string and label.
 Templates have names, because a model on disk must find the same questions again: ``en`` for words of languages with
-letters (forms, affixes, shapes), ``zh-words`` for Chinese words (their characters, reduplication, surnames) and
-``zh-characters`` for taggers over single characters (segmentation, entities).
+letters (forms, affixes, shapes), ``zh-words`` for Chinese words (their characters, reduplication, surnames),
+``zh-characters`` for taggers over single characters (segmentation, entities) and ``roles`` for sentences of any
+language with a marked predicate, whose arguments are looked for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from hanmo.text.segment import FIRST_HAN
 
 Template = Callable[[Sequence[str]], list[list[str]]]
 
+OPEN, CLOSE = "[", "]"  # stand around a predicate
+BE = frozenset("be am is are was were been being 's 're 'm get gets got getting 被 遭 受 让 叫".split())  # noqa: SIM905
+STEPS = (1, 2, 3, 5, 9)  # distances that are told apart
 OUTSIDE = "<>"  # stands for the places before and after the sentence
 SINGLE_SURNAMES = frozenset(
     "王李张張刘劉陈陳杨楊黄黃赵趙吴吳周徐孙孫马馬朱胡郭何林罗羅高郑鄭梁谢謝宋唐许許韩韓邓鄧冯馮曹彭曾肖萧蕭田董潘袁蔡蒋蔣余于杜叶葉"
@@ -108,10 +112,51 @@ def chinese_characters(sentence: Sequence[str]) -> list[list[str]]:
     return rows
 
 
+def marked_predicate(sentence: Sequence[str]) -> list[list[str]]:
+    """Words of any language with a predicate between marks: form, affixes, neighbours; the predicate, how far away and
+    on which side it is, whether it looks passive, and what stands between.
+
+    >>> [name for name in marked_predicate(["He", "[", "left", "]"])[0] if name.startswith(("far=", "v="))]
+    ['far=-1', 'v=left']
+    """
+    words = [word.lower() for word in sentence]
+    places = [OUTSIDE, OUTSIDE, *words, OUTSIDE, OUTSIDE]
+    pairs = zip(words, words[2:], strict=False)
+    at = next((i + 1 for i, pair in enumerate(pairs) if pair == (OPEN, CLOSE)), -1)
+    verb = words[at] if at >= 0 else OUTSIDE
+    voice = (
+        "passive" if at >= 0 and verb.endswith(("d", "n", "t")) and BE & set(words[max(0, at - 5) : at]) else "active"
+    )
+    marks = [not word[:1].isalnum() and word not in (OPEN, CLOSE) for word in words]
+    passed = list(itertools.accumulate(marks, initial=0))  # punctuation marks before each place
+    rows = []
+    for i, word in enumerate(words):
+        second, before, after, second_after = places[i], places[i + 1], places[i + 3], places[i + 4]
+        side = "<" if i < at else ">" if i > at else "="
+        away = abs(i - at) - (1 if i != at else 0)
+        far = ("-" if side == "<" else "") + str(sum(away >= step for step in STEPS))
+        between = min(3, abs(passed[i] - passed[at]) if at >= 0 else 3)
+        path = f"{side}{between}"
+        row = ["bias", f"l={word}", f"far={far}", f"v={verb}", f"path={path}", f"shape={shape(sentence[i])}"]
+        row += [f"suf{n}={word[-n:]}" for n in (1, 2, 3)]
+        row += [f"l-2={second}", f"l-1={before}", f"l+1={after}", f"l+2={second_after}"]
+        row += [f"l-1|0={before}|{word}", f"l0|+1={word}|{after}"]
+        row += [f"suf2-1={before[-2:]}", f"suf2+1={after[-2:]}"]
+        row += [f"{path}|{part}" for part in (f"l={word}", f"v={verb}", f"l-1={before}", f"l+1={after}", voice)]
+        row += [f"{path}|suf2={word[-2:]}", f"{path}|far={far}", f"{path}|v2={verb[-2:]}|{voice}"]
+        row += [f"v|l={verb}|{word}", f"v|l-1={verb}|{before}", f"far|v={far}|{verb}", f"far|{voice}={far}"]
+        row += [f"far|l={far}|{word}", f"far|l-1={far}|{before}"]
+        if at >= 0:
+            row += [f"round={places[at]}|{side}", f"next={places[at + 4]}|{path}", f"{path}|l-1|0={before}|{word}"]
+        rows.append(row)
+    return rows
+
+
 TEMPLATES: dict[str, Template] = {
     "en": words_with_letters,
     "zh-words": chinese_words,
     "zh-characters": chinese_characters,
+    "roles": marked_predicate,
 }
 
 

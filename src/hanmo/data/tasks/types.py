@@ -64,6 +64,22 @@ class Tagged(Record):
 
 
 @dataclass(frozen=True)
+class Proposition(Record):
+    """A predicate of a sentence and who does what to whom: its arguments, none of which overlap (PropBank).
+
+    Attributes:
+        predicate: the place of its token, from 0.
+        arguments: first token, end (exclusive) and role of each, in the order of the sentence.
+        sense: of the predicate, such as ``sell.01``, or its lemma; where the file tells.
+    """
+
+    tokens: tuple[str, ...]
+    predicate: int
+    arguments: tuple[tuple[int, int, str], ...] = ()
+    sense: str = ""
+
+
+@dataclass(frozen=True)
 class Pair(Record):
     """A text and what it is to become: its translation, its summary.
 

@@ -1,0 +1,288 @@
+"""Semantic roles: who does what to whom. The arguments of a predicate that is given.
+
+Learnt as tagging: the predicate is put between two marks, and the tags of the tokens are its arguments. So whatever
+learns tags, a conditional random field or a network, learns roles.
+
+Letters in names: N records, L roles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hanmo.data.tasks.schemes import spans_of
+from hanmo.data.tasks.types import Proposition, Tagged
+from hanmo.errors import DataError, UsageError
+from hanmo.language import pick
+from hanmo.models.crf_features import CLOSE, OPEN
+from hanmo.tasks.base import Form, System, Task
+from hanmo.tasks.metric import Floats, Metric, ratio
+from hanmo.tasks.spans import HEAD, Span, span_measures, span_numbers, type_table
+from hanmo.tasks.tagging import Field, Network, Tags, span_text
+from hanmo.text.normalize import SURROGATE
+from hanmo.text.segment import segment
+
+Arguments = tuple[Span, ...]  # first token, end (exclusive), role
+NOT_COUNTED = frozenset({"V", "C-V"})  # the predicate itself
+BRACKETS = {OPEN: "(", CLOSE: ")"}  # what stands for the marks where a sentence has them itself
+RARE = 20  # a role seen fewer times is not learnt by the field: each costs time, and it would not be found
+REACH = 3  # words between a predicate and its neighbour, at most
+MARKED = re.compile(r"(.*?)\[\s*([^\[\]\s][^\[\]]*?)\s*\](.*)", re.DOTALL)
+
+
+# Roles as tags --------------------------------------------------------------------------------------------------------
+
+
+def to_tagged(record: Proposition, known: Collection[str] | None = None) -> Tagged:
+    """A proposition as a sentence with a marked predicate, whose tags are the arguments in IOB2.
+
+    Args:
+        known: the tags that there are; an argument that needs another is left out. None: all.
+
+    >>> tagged = to_tagged(Proposition(("He", "left", "us"), 1, ((0, 1, "ARG0"), (2, 3, "ARG1"))))
+    >>> tagged.tokens, tagged.tags
+    (('He', '[', 'left', ']', 'us'), ('B-ARG0', 'O', 'O', 'O', 'B-ARG1'))
+    """
+    tags = ["O"] * len(record.tokens)
+    for start, end, role in record.arguments:
+        own = [f"B-{role}", *[f"I-{role}"] * (end - start - 1)]
+        if role not in NOT_COUNTED and (known is None or all(tag in known for tag in own)):
+            tags[start:end] = own
+    words = [BRACKETS.get(token, token) for token in record.tokens]
+    at = record.predicate
+    tokens = (*words[:at], OPEN, words[at], CLOSE, *words[at + 1 :])
+    return Tagged(tokens, (*tags[:at], "O", "O", "O", *tags[at + 1 :]), file=record.file, line=record.line)
+
+
+def from_tags(record: Proposition, tags: Sequence[str]) -> Arguments:
+    """The arguments that the tags of a marked sentence say; none reaches over the predicate.
+
+    >>> from_tags(Proposition(("He", "left", "us"), 1), ("B-ARG0", "O", "O", "O", "I-ARG1"))
+    ((0, 1, 'ARG0'), (2, 3, 'ARG1'))
+    """
+    at = record.predicate
+    plain = (*tags[:at], "O", *tags[at + 3 :])
+    return tuple(span for span in spans_of(plain) if span[2] not in NOT_COUNTED)
+
+
+def tags_of(records: Iterable[Proposition], least: int = 1) -> set[str]:
+    """The tags of all roles that occur so often at least."""
+    records = list(records)
+    counts = Counter(role for record in records for _, _, role in record.arguments)
+    found = {tag for record in records for tag in to_tagged(record).tags}
+    return {tag for tag in found if tag == "O" or counts[tag[2:]] >= least}
+
+
+class RoleMetric(Metric[Proposition, Arguments]):
+    """Precision, recall and F1 of arguments: right are the predicate, the role, the first and the last token; and the
+    share of the predicates all of whose arguments are right.
+
+    As in CoNLL-2005 and 2012 the predicate itself (V, C-V) is not counted; references (R-ARG0) are. A continuation
+    (C-ARG1) is an argument of its own here, as in most papers; the scorer of 2005 joins it to what it continues.
+    """
+
+    primary = "f1"
+
+    def __init__(self, records: Sequence[Proposition]) -> None:
+        self.roles = tuple(sorted({role for record in records for _, _, role in counted(record.arguments)}))
+
+    def statistics(self, records: Sequence[Proposition], answers: Sequence[Arguments]) -> Floats:
+        """One, all right; then what :func:`~hanmo.tasks.spans.span_numbers` counts, ``[N, 5 + 3 L]``."""
+        true = [counted(record.arguments) for record in records]
+        found = [counted(answer) for answer in answers]
+        whole = [(1.0, float(right == given)) for right, given in zip(true, found, strict=True)]
+        return np.concatenate([np.array(whole).reshape(-1, 2), span_numbers(true, found, self.roles)], axis=1)
+
+    def measures(self, sums: Floats) -> dict[str, Floats]:
+        """Precision, recall, F1, and the share of predicates answered without a mistake."""
+        return {**span_measures(sums[..., 2:]), "exact": ratio(sums[..., 1], sums[..., 0])}
+
+    def signature(self) -> Mapping[str, Any]:
+        """What is counted."""
+        return {"counted": "no V, with R- and C-", "roles": len(self.roles)}
+
+    def details(self, records: Sequence[Proposition], answers: Sequence[Arguments]) -> dict[str, Any]:
+        """Precision, recall and F1 of each role."""
+        sums = self.statistics(records, answers).sum(0)
+        return {"roles": type_table(sums[2 + HEAD :], self.roles)}
+
+
+def counted(arguments: Iterable[Span]) -> set[Span]:
+    """The arguments that are measured."""
+    return {span for span in arguments if span[2] not in NOT_COUNTED}
+
+
+# Ways to answer -------------------------------------------------------------------------------------------------------
+
+
+class Adjacent(System[Proposition, Arguments]):
+    """The nearest phrase before a predicate and the nearest after it, with the usual roles of that side.
+
+    What a phrase is, counts tell: words that mostly belong to arguments on that side of a predicate, joined, with a few
+    others at most between them and the predicate. The role is the predicate's most frequent one on that side.
+    """
+
+    kind, learns = "baseline", True
+
+    def __init__(self) -> None:
+        self.name = pick("nearest phrases", "最近短语")
+        self.inside: dict[tuple[int, str], float] = {}
+        self.roles: dict[tuple[int, str], str] = {}
+
+    def fit(self, train: Sequence[Proposition], validation: Sequence[Proposition] = ()) -> None:
+        """Count.
+
+        Raises:
+            DataError: there are no records.
+        """
+        del validation
+        if not train:
+            raise DataError(
+                "there are no predicates to learn from",
+                fix="give training data with --train",
+                zh="没有可供训练的谓词；请用 --train 给出训练数据",
+            )
+        seen: Counter[tuple[int, str]] = Counter()
+        held: Counter[tuple[int, str]] = Counter()
+        roles: dict[tuple[int, str], Counter[str]] = {}
+        for record in train:
+            words = lowered(record)
+            covered = {place for start, end, _ in record.arguments for place in range(start, end)}
+            for place, word in enumerate(words):
+                seen[side_of(place, record), word] += 1
+                held[side_of(place, record), word] += place in covered
+            for start, _, role in counted(record.arguments):
+                for name in ("", words[record.predicate]):
+                    roles.setdefault((side_of(start, record), name), Counter())[role] += 1
+        self.inside = {key: held[key] / count for key, count in seen.items()}
+        self.roles = {key: counts.most_common(1)[0][0] for key, counts in roles.items()}
+
+    def answer(self, records: Sequence[Proposition]) -> list[Arguments]:
+        """One phrase on each side, where there is one."""
+        return [
+            tuple(span for side in (-1, 1) for span in self.nearest(record, lowered(record), side))
+            for record in records
+        ]
+
+    def nearest(self, record: Proposition, words: Sequence[str], side: int) -> list[Span]:
+        """The phrase on one side, if there is one."""
+        place, run = record.predicate + side, list[int]()
+        while 0 <= place < len(words) and (run or abs(place - record.predicate) <= REACH + 1):
+            if self.inside.get((side, words[place]), 1.0) > 0.5:  # words that are not known are mostly names and nouns
+                run.append(place)
+            elif run:
+                break
+            place += side
+        role = self.roles.get((side, words[record.predicate]), self.roles.get((side, ""), ""))
+        return [(min(run), max(run) + 1, role)] if run and role else []
+
+
+def lowered(record: Proposition) -> list[str]:
+    """The words, small."""
+    return [token.lower() for token in record.tokens]
+
+
+def side_of(place: int, record: Proposition) -> int:
+    """-1 before the predicate, 0 at it, 1 after it."""
+    return int(np.sign(place - record.predicate))
+
+
+class OverTags(System[Proposition, Arguments]):
+    """What tags sentences, for sentences with a marked predicate.
+
+    Args:
+        inner: a conditional random field or a network.
+    """
+
+    def __init__(self, inner: System[Tagged, Tags]) -> None:
+        self.inner, self.name, self.kind, self.learns = inner, inner.name, inner.kind, inner.learns
+
+    def fit(self, train: Sequence[Proposition], validation: Sequence[Proposition] = ()) -> None:
+        """Learn the roles that are not rare, or all where every role is."""
+        known = tags_of(train, RARE)
+        known = known if len(known) > 1 else tags_of(train)
+        self.inner.fit([to_tagged(record, known) for record in train], [to_tagged(r, known) for r in validation])
+
+    def answer(self, records: Sequence[Proposition]) -> list[Arguments]:
+        """The arguments that the tags say."""
+        found = self.inner.answer([to_tagged(record) for record in records])
+        return [from_tags(record, tags) for record, tags in zip(records, found, strict=True)]
+
+    def save(self, folder: Path) -> Path | None:
+        """Write what tags."""
+        return self.inner.save(folder)
+
+    def signature(self) -> Mapping[str, Any]:
+        """That of what tags."""
+        return self.inner.signature()
+
+
+class SemanticRoles(Task[Proposition, Arguments]):
+    """The arguments of predicates."""
+
+    name, kind, training = "semantic-roles", "roles", "semantic-roles"
+    aliases = ("srl",)
+    help = "semantic roles: who does what to whom; the arguments of a predicate"
+    help_zh = "语义角色标注：谁对谁做了什么，即谓词的论元"
+
+    def metric(self, records: Sequence[Proposition]) -> RoleMetric:
+        """Spans with their roles."""
+        return RoleMetric(records)
+
+    def baselines(self, records: Sequence[Proposition]) -> list[System[Proposition, Arguments]]:
+        """The nearest phrases."""
+        del records
+        return [Adjacent()]
+
+    def candidates(self, records: Sequence[Proposition]) -> list[System[Proposition, Arguments]]:
+        """A conditional random field whose features know the predicate."""
+        del records
+        return [OverTags(Field(template="roles"))]
+
+    def system(
+        self, model: Any, train: Sequence[Proposition] = (), form: Form | None = None
+    ) -> System[Proposition, Arguments]:
+        """A tagger or a network that was trained on marked predicates."""
+        from hanmo.inference.encoder import TextEncoder
+        from hanmo.models.crf_tagger import CRFTagger
+
+        del train, form
+        if isinstance(model, CRFTagger) and model.template == "roles":
+            return OverTags(Field(model))
+        if isinstance(model, TextEncoder) and model.task == "token-classification":
+            return OverTags(Network(model))
+        raise self.cannot(model)
+
+    def record(self, text: str) -> Proposition:
+        """A sentence whose predicate stands in brackets: ``She [sold] the car.``
+
+        Raises:
+            UsageError: no word stands in brackets.
+        """
+        found = MARKED.fullmatch(SURROGATE.sub("\ufffd", text))
+        if found is None:
+            raise UsageError(
+                "it is not said which word is the predicate",
+                why="roles are those of one predicate",
+                fix="put it in brackets: 'She [sold] the car.'",
+                zh="没有指明谓词；请用方括号标出，例如“她[卖掉]了车。”",
+            )
+        before, predicate, after = found.groups()
+        first, second = segment(before), segment(after)
+        return Proposition((*first, " ".join(predicate.split()), *second), len(first))
+
+    def as_data(self, answer: Arguments) -> dict[str, Any]:
+        """The arguments: first token, end (exclusive), role."""
+        return {"arguments": [{"start": start, "end": end, "role": role} for start, end, role in answer]}
+
+    def describe(self, record: Proposition, answer: Arguments) -> str:
+        """The predicate and its arguments in the order of the sentence, one a line."""
+        sentence, at = Tagged(record.tokens, ()), record.predicate
+        spans = sorted([*answer, (at, at + 1, "V")])
+        return "\n".join(f"{role}: {span_text(sentence, start, end)}" for start, end, role in spans)

@@ -33,6 +33,7 @@ NOT_COUNTED = frozenset({"V", "C-V"})  # the predicate itself
 BRACKETS = {OPEN: "(", CLOSE: ")"}  # what stands for the marks where a sentence has them itself
 RARE = 20  # a role seen fewer times is not learnt by the field: each costs time, and it would not be found
 REACH = 3  # words between a predicate and its neighbour, at most
+CORE = 3  # roles that the nearest phrases can have
 MARKED = re.compile(r"(.*?)\[\s*([^\[\]\s][^\[\]]*?)\s*\](.*)", re.DOTALL)
 
 
@@ -124,16 +125,17 @@ def counted(arguments: Iterable[Span]) -> set[Span]:
 class Adjacent(System[Proposition, Arguments]):
     """The nearest phrase before a predicate and the nearest after it, with the usual roles of that side.
 
-    What a phrase is, counts tell: words that mostly belong to arguments on that side of a predicate, joined, with a few
-    others at most between them and the predicate. The role is the predicate's most frequent one on that side.
+    What a phrase is, counts tell: going away from the predicate, is this word mostly the first of an argument, and does
+    an argument mostly go on with this word? Only the three most frequent roles are looked at. The role of a phrase is
+    the most frequent of them that the predicate has on that side.
     """
 
     kind, learns = "baseline", True
 
     def __init__(self) -> None:
         self.name = pick("nearest phrases", "最近短语")
-        self.inside: dict[tuple[int, str], float] = {}
-        self.roles: dict[tuple[int, str], str] = {}
+        self.likely: dict[tuple[str, int, str], bool] = {}  # "begins" or "goes on", side, word
+        self.roles: dict[tuple[int, str], str] = {}  # side, predicate
 
     def fit(self, train: Sequence[Proposition], validation: Sequence[Proposition] = ()) -> None:
         """Count.
@@ -148,20 +150,34 @@ class Adjacent(System[Proposition, Arguments]):
                 fix="give training data with --train",
                 zh="没有可供训练的谓词；请用 --train 给出训练数据",
             )
-        seen: Counter[tuple[int, str]] = Counter()
-        held: Counter[tuple[int, str]] = Counter()
+        frequent = Counter(role for record in train for _, _, role in counted(record.arguments)).most_common(CORE)
+        core, votes = {role for role, _ in frequent}, Counter[tuple[str, int, str]]()
         roles: dict[tuple[int, str], Counter[str]] = {}
         for record in train:
             words = lowered(record)
-            covered = {place for start, end, _ in record.arguments for place in range(start, end)}
-            for place, word in enumerate(words):
-                seen[side_of(place, record), word] += 1
-                held[side_of(place, record), word] += place in covered
-            for start, _, role in counted(record.arguments):
-                for name in ("", words[record.predicate]):
-                    roles.setdefault((side_of(start, record), name), Counter())[role] += 1
-        self.inside = {key: held[key] / count for key, count in seen.items()}
+            spans = [span for span in record.arguments if span[2] in core]
+            for side in (-1, 1):
+                self.vote(record, words, spans, side, votes)
+            for start, _, role in spans:
+                for verb in ("", words[record.predicate]):
+                    roles.setdefault((-1 if start < record.predicate else 1, verb), Counter())[role] += 1
+        self.likely = {key: count > 0 for key, count in votes.items()}
         self.roles = {key: counts.most_common(1)[0][0] for key, counts in roles.items()}
+
+    def vote(
+        self, record: Proposition, words: Sequence[str], spans: Sequence[Span], side: int, votes: Counter[Any]
+    ) -> None:
+        """What the nearest argument on one side says of its words, and of those before and behind it."""
+        owner = {place: span for span in spans for place in range(span[0], span[1])}
+        within = None
+        for place in outward(record, side):
+            if within is None:
+                within = owner.get(place)
+                votes["begins", side, words[place]] += 1 if within else -1
+            else:
+                votes["goes on", side, words[place]] += 1 if owner.get(place) == within else -1
+                if owner.get(place) != within:
+                    return
 
     def answer(self, records: Sequence[Proposition]) -> list[Arguments]:
         """One phrase on each side, where there is one."""
@@ -172,25 +188,24 @@ class Adjacent(System[Proposition, Arguments]):
 
     def nearest(self, record: Proposition, words: Sequence[str], side: int) -> list[Span]:
         """The phrase on one side, if there is one."""
-        place, run = record.predicate + side, list[int]()
-        while 0 <= place < len(words) and (run or abs(place - record.predicate) <= REACH + 1):
-            if self.inside.get((side, words[place]), 1.0) > 0.5:  # words that are not known are mostly names and nouns
+        run: list[int] = []
+        for place in outward(record, side):  # unknown words are mostly names and nouns
+            if self.likely.get(("goes on" if run else "begins", side, words[place]), True):
                 run.append(place)
-            elif run:
+            elif run or abs(place - record.predicate) > REACH:
                 break
-            place += side
         role = self.roles.get((side, words[record.predicate]), self.roles.get((side, ""), ""))
         return [(min(run), max(run) + 1, role)] if run and role else []
+
+
+def outward(record: Proposition, side: int) -> range:
+    """The places on one side of a predicate, the nearest first."""
+    return range(record.predicate + side, len(record.tokens) if side > 0 else -1, side)
 
 
 def lowered(record: Proposition) -> list[str]:
     """The words, small."""
     return [token.lower() for token in record.tokens]
-
-
-def side_of(place: int, record: Proposition) -> int:
-    """-1 before the predicate, 0 at it, 1 after it."""
-    return int(np.sign(place - record.predicate))
 
 
 class OverTags(System[Proposition, Arguments]):

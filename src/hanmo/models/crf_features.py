@@ -3,8 +3,9 @@
 A template turns a sentence into a list of strings for each token; a CRF learns a weight for each string and label.
 Templates have names, because a model on disk must find the same questions again: ``en`` for words of languages with
 letters (forms, affixes, shapes), ``zh-words`` for Chinese words (their characters, reduplication, surnames),
-``zh-characters`` for taggers over single characters (segmentation, entities) and ``roles`` for sentences of any
-language with a marked predicate, whose arguments are looked for.
+``zh-entities`` for names in them (a dictionary, too), ``zh-characters`` for taggers over single characters
+(segmentation, entities) and ``roles`` for sentences of any language with a marked predicate, whose arguments are
+looked for.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import itertools
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from hanmo.text.segment import FIRST_HAN
+from hanmo.text.segment import FIRST_HAN, word_classes
+from hanmo.text.traditional import SIMPLIFIED
 
 Template = Callable[[Sequence[str]], list[list[str]]]
 
 OPEN, CLOSE = "[", "]"  # stand around a predicate
 BE = frozenset("be am is are was were been being 's 're 'm get gets got getting 被 遭 受 让 叫".split())  # noqa: SIM905
+JOINED = (2, 3, 4)  # words that are looked up together
 STEPS = (1, 2, 3, 5, 9)  # distances that are told apart
 OUTSIDE = "<>"  # stands for the places before and after the sentence
 SINGLE_SURNAMES = frozenset(
@@ -90,6 +93,28 @@ def chinese_words(sentence: Sequence[str]) -> list[list[str]]:
     return rows
 
 
+def chinese_entities(sentence: Sequence[str]) -> list[list[str]]:
+    """Words of Chinese as in :func:`chinese_words`, and what a dictionary says of them: the class of a word and of its
+    neighbours, and of what it makes together with them, for names are often cut into pieces.
+
+    Raises:
+        ResourceError: the package ``jieba`` is not installed, whose dictionary it is.
+    """
+    classes, length = word_classes(), len(sentence)
+    plain = [word.translate(SIMPLIFIED) for word in sentence]
+    own = [classes.get(word, "-") for word in plain]
+    rows = chinese_words(sentence)
+    for i, row in enumerate(rows):
+        row.append(f"known={own[i]}")
+        row += [f"known-1={own[i - 1]}", f"known-1|0={own[i - 1]}|{own[i]}"] if i else []
+        row += [f"known+1={own[i + 1]}", f"known0|+1={own[i]}|{own[i + 1]}"] if i + 1 < length else []
+        for size in JOINED:
+            for begin in range(max(0, i - size + 1), min(i, length - size) + 1):
+                joined = classes.get("".join(plain[begin : begin + size]))
+                row += [f"joined={joined}|{i - begin}|{size}"] if joined else []
+    return rows
+
+
 def chinese_characters(sentence: Sequence[str]) -> list[list[str]]:
     """Single characters: n-grams in a window of five, classes, repetition, and where a surname may begin."""
     places = [OUTSIDE, OUTSIDE, *sentence, OUTSIDE, OUTSIDE]
@@ -155,6 +180,7 @@ def marked_predicate(sentence: Sequence[str]) -> list[list[str]]:
 TEMPLATES: dict[str, Template] = {
     "en": words_with_letters,
     "zh-words": chinese_words,
+    "zh-entities": chinese_entities,
     "zh-characters": chinese_characters,
     "roles": marked_predicate,
 }

@@ -28,7 +28,7 @@ from hanmo.text.segment import segment
 
 Tags = tuple[str, ...]
 OUTSIDE = "O"
-OTHER_TEMPLATE = {"zh-words": "zh-characters", "zh-characters": "zh-words"}  # what else may fit the same tokens
+WORD_TEMPLATES = ("zh-words", "zh-entities")  # of taggers that read Chinese words
 
 
 class TagMetric(Metric[Tagged, Tags]):
@@ -117,7 +117,8 @@ class Field(System[Tagged, Tags]):
 
     Args:
         tagger: a trained :class:`~hanmo.models.crf_tagger.CRFTagger`; without one it learns.
-        settings: of :meth:`CRFTagger.train <hanmo.models.crf_tagger.CRFTagger.train>`.
+        settings: of :meth:`CRFTagger.train <hanmo.models.crf_tagger.CRFTagger.train>`; where no template is given,
+            that of :func:`template_for`.
     """
 
     kind = "classical"
@@ -132,7 +133,8 @@ class Field(System[Tagged, Tags]):
 
         del validation
         chosen = with_tokens(train)
-        self.tagger = CRFTagger.train(list(map(words_of, chosen)), [record.tags for record in chosen], **self.settings)
+        settings = {"template": template_for(chosen), **self.settings}
+        self.tagger = CRFTagger.train(list(map(words_of, chosen)), [record.tags for record in chosen], **settings)
 
     def answer(self, records: Sequence[Tagged]) -> list[Tags]:
         """The likeliest sequence of tags; in IOB2 whatever the tagger was trained with."""
@@ -166,6 +168,15 @@ class Network(System[Tagged, Tags]):
         """The likeliest tags; in IOB2 whatever the network was trained with."""
         found = [[tag for _, tag in self.encoder.tag(words_of(record))] for record in records]
         return in_iob2(found, self.encoder.labels)
+
+
+def template_for(records: Sequence[Tagged]) -> str:
+    """The features that fit the tokens; of names in Chinese words those that ask a dictionary."""
+    from hanmo.models.crf_features import choose_template
+
+    template = choose_template([record.tokens for record in records])
+    named = any(kind for record in records for _, _, kind in spans_of(record.tags)) and TagMetric(records).spans
+    return "zh-entities" if template == "zh-words" and named else template
 
 
 def with_tokens(records: Sequence[Tagged]) -> list[Tagged]:
@@ -226,10 +237,8 @@ class Tagging(Task[Tagged, Tags]):
         return [UsualTag(), Field()]
 
     def candidates(self, records: Sequence[Tagged]) -> list[System[Tagged, Tags]]:
-        """The field with the features for the other unit of Chinese, where the tokens are Chinese."""
-        from hanmo.models.crf_features import choose_template
-
-        other = OTHER_TEMPLATE.get(choose_template([record.tokens for record in records[:2000]]))
+        """The field with other features that fit Chinese words as well."""
+        other = {"zh-entities": "zh-words", "zh-words": "zh-characters"}.get(template_for(records))
         if other is None:
             return []
         return [Field(name=pick(f"CRF ({other} features)", f"CRF（{other} 特征）"), template=other)]
@@ -241,7 +250,7 @@ class Tagging(Task[Tagged, Tags]):
         from hanmo.tasks.prompted_spans import PromptedSpans
 
         if isinstance(model, CRFTagger):
-            self.words = model.template == "zh-words"
+            self.words = model.template in WORD_TEMPLATES
             return Field(model)
         if isinstance(model, TextEncoder):
             if model.task != "token-classification":

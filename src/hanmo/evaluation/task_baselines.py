@@ -75,11 +75,18 @@ def accuracy(found: Sequence[tuple[str, ...]], records: Sequence[Labelled]) -> d
     return measures
 
 
-def tagging_scores(train: Sequence[Tagged], validation: Sequence[Tagged]) -> list[Score]:
-    """The most frequent tag of each word, whatever stands round it; a conditional random field (Lafferty 2001)."""
+def tagging_scores(
+    train: Sequence[Tagged], validation: Sequence[Tagged], *, template: str | None = None
+) -> list[Score]:
+    """The most frequent tag of each word, whatever stands round it; a conditional random field (Lafferty 2001).
+
+    Args:
+        template: the features of the field; None: those that fit the tokens.
+    """
     from hanmo.tasks.tagging import Field, UsualTag, with_tokens
 
-    chosen, usual, field = with_tokens(train), UsualTag(), Field(max_iterations=CRF_ITERATIONS)
+    chosen, usual = with_tokens(train), UsualTag()
+    field = Field(max_iterations=CRF_ITERATIONS, **({} if template is None else {"template": template}))
     usual.fit(chosen)
     scores = [Score(usual.name, tag_measures(usual.answer(validation), validation))]
 

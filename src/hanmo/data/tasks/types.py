@@ -59,7 +59,7 @@ class Tagged(Record):
         spaces = self.spaces
         if spaces is None:
             latin = [token[-1:] < "\u2e80" for token in self.tokens]
-            spaces = tuple(here and after for here, after in zip(latin, [*latin[1:], False], strict=True))
+            spaces = tuple(here and after for here, after in zip(latin, [*latin, False][1:], strict=True))
         return "".join(token + " " * space for token, space in zip(self.tokens, spaces, strict=True)).rstrip(" ")
 
 

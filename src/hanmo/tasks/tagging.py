@@ -237,11 +237,13 @@ class Tagging(Task[Tagged, Tags]):
         return [UsualTag(), Field()]
 
     def candidates(self, records: Sequence[Tagged]) -> list[System[Tagged, Tags]]:
-        """The field with other features that fit Chinese words as well."""
-        other = {"zh-entities": "zh-words", "zh-words": "zh-characters"}.get(template_for(records))
-        if other is None:
-            return []
-        return [Field(name=pick(f"CRF ({other} features)", f"CRF（{other} 特征）"), template=other)]
+        """The field with other features that fit Chinese words as well; a small recurrent network."""
+        from hanmo.tasks.recurrent_tagger import RecurrentTagger
+
+        systems: list[System[Tagged, Tags]] = []
+        if other := {"zh-entities": "zh-words", "zh-words": "zh-characters"}.get(template_for(records)):
+            systems = [Field(name=pick(f"CRF ({other} features)", f"CRF（{other} 特征）"), template=other)]
+        return [*systems, RecurrentTagger()]
 
     def system(self, model: Any, train: Sequence[Tagged] = (), form: Form | None = None) -> System[Tagged, Tags]:
         """A tagger, a network with a head for tokens, or a language model that lists the entities."""

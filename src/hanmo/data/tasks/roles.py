@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from hanmo.data.tasks.files import RecordFile
 from hanmo.data.tasks.formats import JSON_FORMATS
@@ -185,6 +185,6 @@ def argument(item: Any, length: int) -> tuple[int, int, str]:
     return first, last + 1, role.strip()
 
 
-def is_place(value: Any) -> bool:
+def is_place(value: Any) -> TypeGuard[int]:
     """Whether this is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

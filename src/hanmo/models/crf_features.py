@@ -13,15 +13,17 @@ from __future__ import annotations
 import functools
 import itertools
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 
-from hanmo.text.segment import FIRST_HAN, word_classes
+from hanmo.text.segment import FIRST_HAN, segment, word_classes
 from hanmo.text.traditional import SIMPLIFIED
 
 Template = Callable[[Sequence[str]], list[list[str]]]
 
 OPEN, CLOSE = "[", "]"  # stand around a predicate
 BE = frozenset("be am is are was were been being 's 're 'm get gets got getting 被 遭 受 让 叫".split())  # noqa: SIM905
+UNKNOWN, FOREIGN = "-", "nrt"  # classes of words in a dictionary
 JOINED = (2, 3, 4)  # words that are looked up together
 STEPS = (1, 2, 3, 5, 9)  # distances that are told apart
 OUTSIDE = "<>"  # stands for the places before and after the sentence
@@ -95,24 +97,76 @@ def chinese_words(sentence: Sequence[str]) -> list[list[str]]:
 
 def chinese_entities(sentence: Sequence[str]) -> list[list[str]]:
     """Words of Chinese as in :func:`chinese_words`, and what a dictionary says of them: the class of a word and of its
-    neighbours, and of what it makes together with them, for names are often cut into pieces.
+    neighbours, with the characters where they meet; of what it makes together with them, for names are often cut into
+    pieces; of the pieces of long and unknown words; and whether its characters are those of foreign names.
 
     Raises:
         ResourceError: the package ``jieba`` is not installed, whose dictionary it is.
     """
     classes, length = word_classes(), len(sentence)
     plain = [word.translate(SIMPLIFIED) for word in sentence]
-    own = [classes.get(word, "-") for word in plain]
+    own = [OUTSIDE, *(classes.get(word, UNKNOWN) for word in plain), OUTSIDE]
+    places = [OUTSIDE, *sentence, OUTSIDE]
     rows = chinese_words(sentence)
-    for i, row in enumerate(rows):
-        row.append(f"known={own[i]}")
-        row += [f"known-1={own[i - 1]}", f"known-1|0={own[i - 1]}|{own[i]}"] if i else []
-        row += [f"known+1={own[i + 1]}", f"known0|+1={own[i]}|{own[i + 1]}"] if i + 1 < length else []
+    for i, row in enumerate(rows, start=1):
+        word, before, after, known = places[i], places[i - 1], places[i + 1], own[i]
+        row += [f"known={known}", f"known-1={own[i - 1]}", f"known+1={own[i + 1]}"]
+        row += [f"known-1|0={own[i - 1]}|{known}", f"known0|+1={known}|{own[i + 1]}"]
+        row += [f"known|{part}" for part in (f"last={known}|{word[-1]}", f"first={known}|{word[0]}")]
+        row += [
+            f"known|w-1={known}|{before}",
+            f"known|w+1={known}|{after}",
+            f"known|length={known}|{min(len(word), 5)}",
+        ]
+        row += [f"known|last-1={known}|{before[-1]}", f"known|first+1={known}|{after[0]}"]
+        row += pieces_of(plain[i - 1])
+        foreign = foreignness(plain[i - 1])
+        row += [f"foreign={foreign}", f"foreign|known={foreign}|{known}|{min(len(word), 4)}"]
         for size in JOINED:
-            for begin in range(max(0, i - size + 1), min(i, length - size) + 1):
+            for begin in range(max(0, i - size), min(i - 1, length - size) + 1):
                 joined = classes.get("".join(plain[begin : begin + size]))
-                row += [f"joined={joined}|{i - begin}|{size}"] if joined else []
+                row += [f"joined={joined}|{i - 1 - begin}|{size}"] if joined else []
     return rows
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def pieces_of(word: str) -> tuple[str, ...]:
+    """Features of the words that a long or unknown word is made of: the first and the last, and their classes."""
+    classes = word_classes()
+    if len(word) < 3 and word in classes:
+        return ()
+    pieces = segment(word)
+    if len(pieces) < 2:
+        return ()
+    first, last = (classes.get(piece, UNKNOWN) for piece in (pieces[0], pieces[-1]))
+    return (
+        f"begins={first}",
+        f"ends={last}",
+        f"begins|ends={first}|{last}",
+        f"piece0={pieces[0]}",
+        f"piece1={pieces[-1]}",
+    )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def foreignness(word: str) -> str:
+    """How many of a word's characters commonly write the sounds of foreign names: all, most, or few.
+
+    >>> foreignness("斯科特"), foreignness("天气")
+    ('all', 'few')
+    """
+    share = sum(character in foreign_characters() for character in word) / len(word)
+    return "few" if len(word) < 2 or share <= 0.5 else "most" if share < 1 else "all"
+
+
+@functools.cache
+def foreign_characters() -> frozenset[str]:
+    """Characters that often stand in the names of the dictionary's class ``nrt``, transliterated ones."""
+    names, words = Counter[str](), Counter[str]()
+    for word, kind in word_classes().items():
+        words.update(set(word))
+        names.update(set(word) if kind == FOREIGN else ())
+    return frozenset(c for c, count in names.items() if count >= 20 and count > 0.08 * words[c])
 
 
 def chinese_characters(sentence: Sequence[str]) -> list[list[str]]:

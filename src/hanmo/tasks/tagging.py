@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hanmo.data.tasks.schemes import detect_scheme, has_spans, spans_of, to_iob2
+from hanmo.data.tasks.schemes import detect_scheme, has_spans, spans_of, to_bioes, to_iob2
 from hanmo.data.tasks.types import Tagged
 from hanmo.errors import DataError
 from hanmo.language import pick
@@ -119,12 +119,13 @@ class Field(System[Tagged, Tags]):
         tagger: a trained :class:`~hanmo.models.crf_tagger.CRFTagger`; without one it learns.
         settings: of :meth:`CRFTagger.train <hanmo.models.crf_tagger.CRFTagger.train>`; where no template is given,
             that of :func:`template_for`.
+        ends: learn tags that tell where spans end (BIOES), which makes answers better and training slower.
     """
 
     kind = "classical"
 
-    def __init__(self, tagger: Any = None, *, name: str = "", **settings: Any) -> None:
-        self.tagger, self.settings, self.learns = tagger, settings, tagger is None
+    def __init__(self, tagger: Any = None, *, name: str = "", ends: bool = True, **settings: Any) -> None:
+        self.tagger, self.settings, self.learns, self.ends = tagger, settings, tagger is None, ends
         self.name = name or pick("CRF of hand-made features", "人工特征 CRF")
 
     def fit(self, train: Sequence[Tagged], validation: Sequence[Tagged] = ()) -> None:
@@ -134,7 +135,10 @@ class Field(System[Tagged, Tags]):
         del validation
         chosen = with_tokens(train)
         settings = {"template": template_for(chosen), **self.settings}
-        self.tagger = CRFTagger.train(list(map(words_of, chosen)), [record.tags for record in chosen], **settings)
+        tags: list[Tags] = [record.tags for record in chosen]
+        if self.ends and TagMetric(chosen).spans:
+            tags = list(map(to_bioes, tags))
+        self.tagger = CRFTagger.train(list(map(words_of, chosen)), tags, **settings)
 
     def answer(self, records: Sequence[Tagged]) -> list[Tags]:
         """The likeliest sequence of tags; in IOB2 whatever the tagger was trained with."""

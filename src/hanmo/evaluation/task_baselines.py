@@ -86,8 +86,8 @@ def tagging_scores(
     from hanmo.tasks.tagging import Field, UsualTag, with_tokens
 
     chosen, usual = with_tokens(train), UsualTag()
-    roles: dict[str, Any] = {} if template is None else {"template": template, "ends": False}
-    field = Field(max_iterations=CRF_ITERATIONS, **roles)
+    given: dict[str, Any] = {} if template is None else {"template": template}
+    field = Field(max_iterations=CRF_ITERATIONS, **given)
     usual.fit(chosen)
     scores = [Score(usual.name, tag_measures(usual.answer(validation), validation))]
 

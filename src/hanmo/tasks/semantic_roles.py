@@ -258,7 +258,7 @@ class SemanticRoles(Task[Proposition, Arguments]):
     def candidates(self, records: Sequence[Proposition]) -> list[System[Proposition, Arguments]]:
         """A conditional random field whose features know the predicate."""
         del records
-        return [OverTags(Field(template="roles", ends=False))]
+        return [OverTags(Field(template="roles"))]
 
     def system(
         self, model: Any, train: Sequence[Proposition] = (), form: Form | None = None

@@ -119,12 +119,12 @@ class Field(System[Tagged, Tags]):
         tagger: a trained :class:`~hanmo.models.crf_tagger.CRFTagger`; without one it learns.
         settings: of :meth:`CRFTagger.train <hanmo.models.crf_tagger.CRFTagger.train>`; where no template is given,
             that of :func:`template_for`.
-        ends: learn tags that tell where spans end (BIOES), which makes answers better and training slower.
+        ends: learn tags that tell where spans end (BIOES). None: where tokens are Chinese, for there it helps.
     """
 
     kind = "classical"
 
-    def __init__(self, tagger: Any = None, *, name: str = "", ends: bool = True, **settings: Any) -> None:
+    def __init__(self, tagger: Any = None, *, name: str = "", ends: bool | None = None, **settings: Any) -> None:
         self.tagger, self.settings, self.learns, self.ends = tagger, settings, tagger is None, ends
         self.name = name or pick("CRF of hand-made features", "人工特征 CRF")
 
@@ -134,9 +134,10 @@ class Field(System[Tagged, Tags]):
 
         del validation
         chosen = with_tokens(train)
-        settings = {"template": template_for(chosen), **self.settings}
+        settings: dict[str, Any] = {"template": template_for(chosen), **self.settings}
         tags: list[Tags] = [record.tags for record in chosen]
-        if self.ends and TagMetric(chosen).spans:
+        ends = settings["template"].startswith("zh") if self.ends is None else self.ends
+        if ends and TagMetric(chosen).spans:
             tags = list(map(to_bioes, tags))
         self.tagger = CRFTagger.train(list(map(words_of, chosen)), tags, **settings)
 

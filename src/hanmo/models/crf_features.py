@@ -23,6 +23,11 @@ Template = Callable[[Sequence[str]], list[list[str]]]
 
 OPEN, CLOSE = "[", "]"  # stand around a predicate
 BE = frozenset("be am is are was were been being 's 're 'm get gets got getting 被 遭 受 让 叫".split())  # noqa: SIM905
+ENDINGS = {  # last characters of many names of organisations and places
+    "organisation": frozenset("司学院行团会党队局部社军校厂署处委府台馆协组盟"),
+    "place": frozenset("省市县区镇乡村州国山河江湖海岛路街站桥寺港城湾道洲庄邨围园庙峰郡府"),
+}
+SIGHT = 5  # words in which a name's last one is looked for
 UNKNOWN, FOREIGN = "-", "nrt"  # classes of words in a dictionary
 JOINED = (2, 3, 4)  # words that are looked up together
 STEPS = (1, 2, 3, 5, 9)  # distances that are told apart
@@ -98,7 +103,8 @@ def chinese_words(sentence: Sequence[str]) -> list[list[str]]:
 def chinese_entities(sentence: Sequence[str]) -> list[list[str]]:
     """Words of Chinese as in :func:`chinese_words`, and what a dictionary says of them: the class of a word and of its
     neighbours, with the characters where they meet; of what it makes together with them, for names are often cut into
-    pieces; of the pieces of long and unknown words; and whether its characters are those of foreign names.
+    pieces; of the pieces of long and unknown words; whether its characters are those of foreign names; and how far the
+    word is from one that ends names of organisations or places.
 
     Raises:
         ResourceError: the package ``jieba`` is not installed, whose dictionary it is.
@@ -122,11 +128,26 @@ def chinese_entities(sentence: Sequence[str]) -> list[list[str]]:
         row += pieces_of(plain[i - 1])
         foreign = foreignness(plain[i - 1])
         row += [f"foreign={foreign}", f"foreign|known={foreign}|{known}|{min(len(word), 4)}"]
+        row += endings(plain, i - 1, known)
         for size in JOINED:
             for begin in range(max(0, i - size), min(i - 1, length - size) + 1):
                 joined = classes.get("".join(plain[begin : begin + size]))
                 row += [f"joined={joined}|{i - 1 - begin}|{size}"] if joined else []
     return rows
+
+
+def endings(words: Sequence[str], at: int, known: str) -> list[str]:
+    """Features of the nearest words, from this one on and before it, with which names of a kind end."""
+    row = []
+    for name, last in ENDINGS.items():
+        ahead = [
+            words[i][-1] in last and (i == at or len(words[i]) < 3) for i in range(at, min(at + SIGHT, len(words)))
+        ]
+        if any(ahead):
+            row += [f"{name}+{ahead.index(True)}", f"{name}|known={min(ahead.index(True), 2)}|{known}"]
+        behind = [words[i][-1] in last for i in range(at - 1, max(at - SIGHT + 1, 0) - 1, -1)]
+        row += [f"{name}-{behind.index(True) + 1}"] if any(behind) else []
+    return row
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -31,6 +31,7 @@ from hanmo.text.segment import segment
 Arguments = tuple[Span, ...]  # first token, end (exclusive), role
 NOT_COUNTED = frozenset({"V", "C-V"})  # the predicate itself
 BRACKETS = {OPEN: "(", CLOSE: ")"}  # what stands for the marks where a sentence has them itself
+MOST, ITERATIONS = 10_000, 80  # what the field learns from and how long: some minutes
 RARE = 20  # a role seen fewer times is not learnt by the field: each costs time, and it would not be found
 REACH = 3  # words between a predicate and its neighbour, at most
 CORE = 3  # roles that the nearest phrases can have
@@ -213,13 +214,17 @@ class OverTags(System[Proposition, Arguments]):
 
     Args:
         inner: a conditional random field or a network.
+        most: records that it learns from; of more, so many are taken evenly.
     """
 
-    def __init__(self, inner: System[Tagged, Tags]) -> None:
+    def __init__(self, inner: System[Tagged, Tags], most: int | None = None) -> None:
+        self.most = most
         self.inner, self.name, self.kind, self.learns = inner, inner.name, inner.kind, inner.learns
 
     def fit(self, train: Sequence[Proposition], validation: Sequence[Proposition] = ()) -> None:
         """Learn the roles that are not rare, or all where every role is."""
+        if self.most is not None and len(train) > self.most:
+            train = [train[place * len(train) // self.most] for place in range(self.most)]
         known = tags_of(train, RARE)
         known = known if len(known) > 1 else tags_of(train)
         self.inner.fit([to_tagged(record, known) for record in train], [to_tagged(r, known) for r in validation])
@@ -258,7 +263,7 @@ class SemanticRoles(Task[Proposition, Arguments]):
     def candidates(self, records: Sequence[Proposition]) -> list[System[Proposition, Arguments]]:
         """A conditional random field whose features know the predicate."""
         del records
-        return [OverTags(Field(template="roles"))]
+        return [OverTags(Field(template="roles", max_iterations=ITERATIONS), MOST)]
 
     def system(
         self, model: Any, train: Sequence[Proposition] = (), form: Form | None = None

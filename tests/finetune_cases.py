@@ -91,6 +91,13 @@ TAGGED = [
     {"tokens": ["Anna", "lives", "in", "Paris", str(number)], "tags": ["B-PER", "O", "O", "B-LOC", "O"]}
     for number in range(12)
 ]
+ROLES = [
+    {
+        "tokens": ["Anna", str(i), "lives", "in", "Paris"],
+        "frames": [{"predicate": 2, "args": [["ARG0", 0, 1], ["ARGM-LOC", 3, 4]]}, {"predicate": 4, "args": []}],
+    }
+    for i in range(24)
+]
 QUESTIONS = [
     {
         "context": f"Anna lives in Paris {number}",

@@ -526,6 +526,26 @@ def test_features_of_a_sentence() -> None:
     assert "class=punctuation" in rows[4] and "same-1" in rows[6] and "same-1" not in rows[5]
 
 
+def test_what_a_dictionary_says_of_words() -> None:
+    row = TEMPLATES["zh-entities"](["在", "中国", "科学", "院", "工作"])[1]
+    assert {"known=ns", "known+1=n", "joined=nt|0|3", "organisation+1", "w=中国"} <= {*row}
+    row = TEMPLATES["zh-entities"](["克里斯特", "去", "東京"])[0]
+    assert {"foreign=all", "known=-", "place+2"} >= {
+        item for item in row if item.startswith(("foreign=", "known=", "pl"))
+    }
+    assert (
+        "known=ns" in TEMPLATES["zh-entities"](["東京"])[0]
+    )  # traditional characters are looked up as simplified ones
+    assert "ends=n" in TEMPLATES["zh-entities"](["玛丽亚教堂"])[0]
+
+
+def test_features_of_a_predicate() -> None:
+    rows = TEMPLATES["roles"](["The", "car", "was", "[", "Sold", "]", ",", "then", "left"])
+    assert {"v=sold", "far=-2", "path=<0", "<0|passive", "l=car"} <= {*rows[1]} and "far=0" in rows[4]
+    assert {"far=2", "path=>1", "l-1=,"} <= {*rows[7]}
+    assert "v=<>" in TEMPLATES["roles"](["no", "predicate"])[0]
+
+
 def test_choice_of_template() -> None:
     assert choose_template([["2024", "!", "the"]]) == "en"
     assert choose_template([["数", "学", "2", "A"]]) == "zh-characters"

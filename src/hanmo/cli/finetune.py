@@ -20,6 +20,7 @@ HELP_ZH = "让基础模型学会一项任务、遵循指令或偏好"
 TASKS = (
     "classification",
     "tagging",
+    "semantic-roles",
     "question-answering",
     "seq2seq",
     "instructions",
@@ -44,7 +45,7 @@ ONLY_FOR = {  # settings that only some tasks have
     "min_score": ("embeddings",),
     "multi_label": ("classification",),
     "balanced": ("classification",),
-    "crf": ("tagging",),
+    "crf": ("tagging", "semantic-roles"),
     "last_turn": ("instructions",),
     "unpacked": ("instructions",),
     "preference_loss": ("preferences",),
@@ -112,7 +113,9 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     )
     multi_label: bool = option(False, "classification: any number of labels can hold", zh="分类：可同时有多个标签")
     balanced: bool = option(False, "classification: rare labels weigh more", zh="分类：稀有标签权重更大")
-    crf: bool = option(False, "tagging: score whole sequences of tags", zh="标注：用 CRF 给整个标签序列打分")
+    crf: bool = option(
+        False, "tagging, roles: score whole sequences of tags", zh="标注与语义角色：用 CRF 给整个标签序列打分"
+    )
     last_turn: bool = option(
         False, "instructions: learn only the last answer of a dialogue", zh="指令：只学每段对话的最后一个回答"
     )

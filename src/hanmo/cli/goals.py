@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HEADS = {
     "classification": "sequence-classification",
     "tagging": "token-classification",
+    "semantic-roles": "token-classification",
     "question-answering": "span-extraction",
 }
 MICRO_TOKENS = 8192  # that pass the network at once
@@ -107,7 +108,7 @@ def supervised_goal(
     validation: Sequence[Any],
     fits: Fits,
 ) -> Goal:
-    """Classification, tagging, or the extraction of answers."""
+    """Classification, tagging (of roles, too), or the extraction of answers."""
     from hanmo.training.objectives.extraction import SpanExtraction
     from hanmo.training.objectives.rows import RowMaker
     from hanmo.training.objectives.supervised import Classification, Tagging
@@ -124,6 +125,7 @@ def supervised_goal(
     kind: Any = {
         "classification": Classification,
         "tagging": Tagging,
+        "semantic-roles": Tagging,
         "question-answering": SpanExtraction,
     }[settings.task]
     prepared = [kind.prepare(split, rows, head) for split in (train, validation)]

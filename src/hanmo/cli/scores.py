@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hanmo.training.processes import Processes
 
 FILE = "baselines.json"
-CLASSICAL = ("classification", "tagging")
+CLASSICAL = ("classification", "tagging", "semantic-roles")
 CAN_ALREADY = ("seq2seq", "instructions", "embeddings", "text")  # the base has an answer before it learns
 
 
@@ -55,7 +55,8 @@ def find_scores(
         if settings.task == "classification":
             action = partial(classification_scores, splits.train, splits.validation, settings.multi_label)
         else:
-            action = partial(tagging_scores, splits.train, splits.validation)
+            template = "roles" if settings.task == "semantic-roles" else None
+            action = partial(tagging_scores, splits.train, splits.validation, template=template)
         scores = processes.on_main(action) or []
     processes.on_main(lambda: write_json(path, {"scores": [score.as_dict() for score in scores]}))
     if scores:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 KINDS = {  # the records of each task
     "classification": "labelled",
     "tagging": "tagged",
+    "semantic-roles": "roles",
     "question-answering": "question_answer",
     "seq2seq": "pair",
     "instructions": "dialogue",
@@ -69,13 +70,34 @@ def read_splits(run: Path, settings: FinetuneSettings, *, follower: bool) -> Spl
         del split.report.examples[SHOWN:]
         notice(split.report.describe())
         train, validation = list(split.train), list(split.validation)
-    if settings.task in ("classification", "tagging"):
+    if settings.task == "semantic-roles":
+        train, validation = marked(train, validation)
+    if settings.task in ("classification", "tagging", "semantic-roles"):
         check_labels(train, validation)
     digest = hashlib.sha256()
     for record in (*train, *validation):
         content = {name: value for name, value in vars(record).items() if name not in ("file", "line")}
         digest.update(repr(sorted(content.items())).encode("utf-8", "surrogatepass"))
     return Splits(train, validation, digest.hexdigest()[:16])
+
+
+def marked(train: list[Any], validation: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Predicates with their roles as sentences with a marked predicate and tags; roles that training never shows are
+    left out of validation, and counted.
+    """
+    from hanmo.tasks.semantic_roles import tags_of, to_tagged
+
+    known = tags_of(train)
+    unseen = sum(any(tag not in known for tag in to_tagged(record).tags) for record in validation)
+    if unseen:
+        notice(
+            pick(
+                f"{unseen:,} of {len(validation):,} validation records have a role that training never shows; "
+                "it is left out there",
+                f"{len(validation):,} 条验证记录中有 {unseen:,} 条含训练集没有的角色，这些角色不参与验证",
+            )
+        )
+    return [to_tagged(record) for record in train], [to_tagged(record, known) for record in validation]
 
 
 def similar_enough(records: list[Any], least: float | None) -> list[Any]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hanmo.data.tasks.schemes import has_spans, span_counts
 from hanmo.data.tasks.types import Labelled, Tagged
 from hanmo.errors import ResourceError
 from hanmo.language import pick
@@ -76,36 +75,36 @@ def accuracy(found: Sequence[tuple[str, ...]], records: Sequence[Labelled]) -> d
     return measures
 
 
-def tagging_scores(train: Sequence[Tagged], validation: Sequence[Tagged]) -> list[Score]:
-    """The most frequent tag of each word, whatever stands round it; a conditional random field (Lafferty 2001)."""
-    from hanmo.models.crf_tagger import CRFTagger
+def tagging_scores(
+    train: Sequence[Tagged], validation: Sequence[Tagged], *, template: str | None = None
+) -> list[Score]:
+    """The most frequent tag of each word, whatever stands round it; a conditional random field (Lafferty 2001).
 
-    counts: dict[str, Counter[str]] = {}
-    for record in train:
-        for token, tag in zip(record.tokens, record.tags, strict=True):
-            counts.setdefault(token, Counter())[tag] += 1
-    usual = Counter(tag for record in train for tag in record.tags).most_common(1)[0][0]
-    best = {token: tags.most_common(1)[0][0] for token, tags in counts.items()}
-    guessed = [[best.get(token, usual) for token in record.tokens] for record in validation]
-    scores = [Score(pick("each word's usual tag", "每个词的常见标签"), tag_measures(guessed, validation))]
+    Args:
+        template: the features of the field; None: those that fit the tokens.
+    """
+    from hanmo.tasks.tagging import Field, UsualTag, with_tokens
 
-    def field() -> dict[str, float]:
-        chosen = evenly([record for record in train if record.tokens], MOST_SENTENCES)
-        sentences, tags = [list(record.tokens) for record in chosen], [list(record.tags) for record in chosen]
-        tagger = CRFTagger.train(sentences, tags, max_iterations=CRF_ITERATIONS)
-        return tag_measures(tagger.predict([list(record.tokens) for record in validation]), validation)
+    chosen, usual = with_tokens(train), UsualTag()
+    given: dict[str, Any] = {} if template is None else {"template": template}
+    field = Field(max_iterations=CRF_ITERATIONS, **given)
+    usual.fit(chosen)
+    scores = [Score(usual.name, tag_measures(usual.answer(validation), validation))]
 
-    return [*scores, *timed(pick("CRF of hand-made features", "人工特征 CRF"), field)]
+    def learnt() -> dict[str, float]:
+        field.fit(evenly(chosen, MOST_SENTENCES))
+        return tag_measures(field.answer(validation), validation)
+
+    return [*scores, *timed(field.name, learnt)]
 
 
-def tag_measures(found: Sequence[Sequence[str]], records: Sequence[Tagged]) -> dict[str, float]:
+def tag_measures(found: Sequence[tuple[str, ...]], records: Sequence[Tagged]) -> dict[str, float]:
     """The share of words with the right tag; for tags of spans, the F1 of whole spans (Tjong Kim Sang 2002)."""
-    right = sum(sum(map(str.__eq__, tags, record.tags)) for tags, record in zip(found, records, strict=True))
-    measures = {"accuracy": right / max(1, sum(len(record.tags) for record in records))}
-    if has_spans({tag for record in records for tag in record.tags}):
-        common, total = span_counts(zip(found, (record.tags for record in records), strict=True))
-        measures["f1"] = 2 * common / max(1, total)
-    return measures
+    from hanmo.tasks.tagging import TagMetric
+
+    metric = TagMetric(records)
+    measures = metric.measures(metric.statistics(records, found).sum(axis=0))
+    return {name: float(measures[name]) for name in ("accuracy", "f1") if name in measures}
 
 
 def evenly(records: Sequence[Any], most: int) -> list[Any]:

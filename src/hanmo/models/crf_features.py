@@ -2,8 +2,10 @@
 
 A template turns a sentence into a list of strings for each token; a CRF learns a weight for each string and label.
 Templates have names, because a model on disk must find the same questions again: ``en`` for words of languages with
-letters (forms, affixes, shapes), ``zh-words`` for Chinese words (their characters, reduplication, surnames) and
-``zh-characters`` for taggers over single characters (segmentation, entities).
+letters (forms, affixes, shapes), ``zh-words`` for Chinese words (their characters, reduplication, surnames),
+``zh-entities`` for names in them (a dictionary, too), ``zh-characters`` for taggers over single characters
+(segmentation, entities) and ``roles`` for sentences of any language with a marked predicate, whose arguments are
+looked for.
 """
 
 from __future__ import annotations
@@ -11,12 +13,24 @@ from __future__ import annotations
 import functools
 import itertools
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 
-from hanmo.text.segment import FIRST_HAN
+from hanmo.text.segment import FIRST_HAN, segment, word_classes
+from hanmo.text.traditional import SIMPLIFIED
 
 Template = Callable[[Sequence[str]], list[list[str]]]
 
+OPEN, CLOSE = "[", "]"  # stand around a predicate
+BE = frozenset("be am is are was were been being 's 're 'm get gets got getting 被 遭 受 让 叫".split())  # noqa: SIM905
+ENDINGS = {  # last characters of many names of organisations and places
+    "organisation": frozenset("司学院行团会党队局部社军校厂署处委府台馆协组盟"),
+    "place": frozenset("省市县区镇乡村州国山河江湖海岛路街站桥寺港城湾道洲庄邨围园庙峰郡府"),
+}
+SIGHT = 5  # words in which a name's last one is looked for
+UNKNOWN, FOREIGN = "-", "nrt"  # classes of words in a dictionary
+JOINED = (2, 3, 4)  # words that are looked up together
+STEPS = (1, 2, 3, 5, 9)  # distances that are told apart
 OUTSIDE = "<>"  # stands for the places before and after the sentence
 SINGLE_SURNAMES = frozenset(
     "王李张張刘劉陈陳杨楊黄黃赵趙吴吳周徐孙孫马馬朱胡郭何林罗羅高郑鄭梁谢謝宋唐许許韩韓邓鄧冯馮曹彭曾肖萧蕭田董潘袁蔡蒋蔣余于杜叶葉"
@@ -86,6 +100,96 @@ def chinese_words(sentence: Sequence[str]) -> list[list[str]]:
     return rows
 
 
+def chinese_entities(sentence: Sequence[str]) -> list[list[str]]:
+    """Words of Chinese as in :func:`chinese_words`, and what a dictionary says of them: the class of a word and of its
+    neighbours, with the characters where they meet; of what it makes together with them, for names are often cut into
+    pieces; of the pieces of long and unknown words; whether its characters are those of foreign names; and how far the
+    word is from one that ends names of organisations or places.
+
+    Raises:
+        ResourceError: the package ``jieba`` is not installed, whose dictionary it is.
+    """
+    classes, length = word_classes(), len(sentence)
+    plain = [word.translate(SIMPLIFIED) for word in sentence]
+    own = [OUTSIDE, *(classes.get(word, UNKNOWN) for word in plain), OUTSIDE]
+    places = [OUTSIDE, *sentence, OUTSIDE]
+    rows = chinese_words(sentence)
+    for i, row in enumerate(rows, start=1):
+        word, before, after, known = places[i], places[i - 1], places[i + 1], own[i]
+        row += [f"known={known}", f"known-1={own[i - 1]}", f"known+1={own[i + 1]}"]
+        row += [f"known-1|0={own[i - 1]}|{known}", f"known0|+1={known}|{own[i + 1]}"]
+        row += [f"known|{part}" for part in (f"last={known}|{word[-1]}", f"first={known}|{word[0]}")]
+        row += [
+            f"known|w-1={known}|{before}",
+            f"known|w+1={known}|{after}",
+            f"known|length={known}|{min(len(word), 5)}",
+        ]
+        row += [f"known|last-1={known}|{before[-1]}", f"known|first+1={known}|{after[0]}"]
+        row += pieces_of(plain[i - 1])
+        foreign = foreignness(plain[i - 1])
+        row += [f"foreign={foreign}", f"foreign|known={foreign}|{known}|{min(len(word), 4)}"]
+        row += endings(plain, i - 1, known)
+        for size in JOINED:
+            for begin in range(max(0, i - size), min(i - 1, length - size) + 1):
+                joined = classes.get("".join(plain[begin : begin + size]))
+                row += [f"joined={joined}|{i - 1 - begin}|{size}"] if joined else []
+    return rows
+
+
+def endings(words: Sequence[str], at: int, known: str) -> list[str]:
+    """Features of the nearest words, from this one on and before it, with which names of a kind end."""
+    row = []
+    for name, last in ENDINGS.items():
+        ahead = [
+            words[i][-1] in last and (i == at or len(words[i]) < 3) for i in range(at, min(at + SIGHT, len(words)))
+        ]
+        if any(ahead):
+            row += [f"{name}+{ahead.index(True)}", f"{name}|known={min(ahead.index(True), 2)}|{known}"]
+        behind = [words[i][-1] in last for i in range(at - 1, max(at - SIGHT + 1, 0) - 1, -1)]
+        row += [f"{name}-{behind.index(True) + 1}"] if any(behind) else []
+    return row
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def pieces_of(word: str) -> tuple[str, ...]:
+    """Features of the words that a long or unknown word is made of: the first and the last, and their classes."""
+    classes = word_classes()
+    if len(word) < 3 and word in classes:
+        return ()
+    pieces = segment(word)
+    if len(pieces) < 2:
+        return ()
+    first, last = (classes.get(piece, UNKNOWN) for piece in (pieces[0], pieces[-1]))
+    return (
+        f"begins={first}",
+        f"ends={last}",
+        f"begins|ends={first}|{last}",
+        f"piece0={pieces[0]}",
+        f"piece1={pieces[-1]}",
+    )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def foreignness(word: str) -> str:
+    """How many of a word's characters commonly write the sounds of foreign names: all, most, or few.
+
+    >>> foreignness("斯科特"), foreignness("天气")
+    ('all', 'few')
+    """
+    share = sum(character in foreign_characters() for character in word) / len(word)
+    return "few" if len(word) < 2 or share <= 0.5 else "most" if share < 1 else "all"
+
+
+@functools.cache
+def foreign_characters() -> frozenset[str]:
+    """Characters that often stand in the names of the dictionary's class ``nrt``, transliterated ones."""
+    names, words = Counter[str](), Counter[str]()
+    for word, kind in word_classes().items():
+        words.update(set(word))
+        names.update(set(word) if kind == FOREIGN else ())
+    return frozenset(c for c, count in names.items() if count >= 20 and count > 0.08 * words[c])
+
+
 def chinese_characters(sentence: Sequence[str]) -> list[list[str]]:
     """Single characters: n-grams in a window of five, classes, repetition, and where a surname may begin."""
     places = [OUTSIDE, OUTSIDE, *sentence, OUTSIDE, OUTSIDE]
@@ -108,10 +212,52 @@ def chinese_characters(sentence: Sequence[str]) -> list[list[str]]:
     return rows
 
 
+def marked_predicate(sentence: Sequence[str]) -> list[list[str]]:
+    """Words of any language with a predicate between marks: form, affixes, neighbours; the predicate, how far away and
+    on which side it is, whether it looks passive, and what stands between.
+
+    >>> [name for name in marked_predicate(["He", "[", "left", "]"])[0] if name.startswith(("far=", "v="))]
+    ['far=-1', 'v=left']
+    """
+    words = [word.lower() for word in sentence]
+    places = [OUTSIDE, OUTSIDE, *words, OUTSIDE, OUTSIDE]
+    pairs = zip(words, words[2:], strict=False)
+    at = next((i + 1 for i, pair in enumerate(pairs) if pair == (OPEN, CLOSE)), -1)
+    verb = words[at] if at >= 0 else OUTSIDE
+    voice = (
+        "passive" if at >= 0 and verb.endswith(("d", "n", "t")) and BE & set(words[max(0, at - 5) : at]) else "active"
+    )
+    marks = [not word[:1].isalnum() and word not in (OPEN, CLOSE) for word in words]
+    passed = list(itertools.accumulate(marks, initial=0))  # punctuation marks before each place
+    rows = []
+    for i, word in enumerate(words):
+        second, before, after, second_after = places[i], places[i + 1], places[i + 3], places[i + 4]
+        side = "<" if i < at else ">" if i > at else "="
+        away = abs(i - at) - (1 if i != at else 0)
+        far = ("-" if side == "<" else "") + str(sum(away >= step for step in STEPS))
+        between = min(3, abs(passed[i] - passed[at]) if at >= 0 else 3)
+        path = f"{side}{between}"
+        row = ["bias", f"l={word}", f"far={far}", f"v={verb}", f"path={path}", f"shape={shape(sentence[i])}"]
+        row += [f"suf{n}={word[-n:]}" for n in (1, 2, 3)]
+        row += [f"l-2={second}", f"l-1={before}", f"l+1={after}", f"l+2={second_after}"]
+        row += [f"l-1|0={before}|{word}", f"l0|+1={word}|{after}"]
+        row += [f"suf2-1={before[-2:]}", f"suf2+1={after[-2:]}"]
+        row += [f"{path}|{part}" for part in (f"l={word}", f"v={verb}", f"l-1={before}", f"l+1={after}", voice)]
+        row += [f"{path}|suf2={word[-2:]}", f"{path}|far={far}", f"{path}|v2={verb[-2:]}|{voice}"]
+        row += [f"v|l={verb}|{word}", f"v|l-1={verb}|{before}", f"far|v={far}|{verb}", f"far|{voice}={far}"]
+        row += [f"far|l={far}|{word}", f"far|l-1={far}|{before}"]
+        if at >= 0:
+            row += [f"round={places[at]}|{side}", f"next={places[at + 4]}|{path}", f"{path}|l-1|0={before}|{word}"]
+        rows.append(row)
+    return rows
+
+
 TEMPLATES: dict[str, Template] = {
     "en": words_with_letters,
     "zh-words": chinese_words,
+    "zh-entities": chinese_entities,
     "zh-characters": chinese_characters,
+    "roles": marked_predicate,
 }
 
 

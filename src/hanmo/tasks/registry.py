@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 MODULES = {  # name: class; its module has the name of the task
     "classification": "Classification",
+    "tagging": "Tagging",
+    "semantic-roles": "SemanticRoles",
 }
 ALIASES = {
     "sentiment": "classification",
@@ -19,6 +21,10 @@ ALIASES = {
     "topic": "classification",
     "offensiveness": "classification",
     "intent": "classification",
+    "ner": "tagging",
+    "pos": "tagging",
+    "segmentation": "tagging",
+    "srl": "semantic-roles",
 }
 
 

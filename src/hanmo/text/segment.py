@@ -13,9 +13,11 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from hanmo.errors import UsageError, missing_package, nearest
 from hanmo.language import pick
@@ -119,14 +121,7 @@ def load_cutter() -> Callable[[str], Iterable[str]]:
     """
     from hanmo.text.traditional import SIMPLIFIED  # data that only this function needs
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its own old idioms, nothing a user could change
-            import jieba
-    except ImportError:
-        raise missing_package("jieba", "classical", pick("cutting Chinese text into words", "中文分词")) from None
-    logging.getLogger("jieba").setLevel(logging.ERROR)
-    tokenizer = jieba.Tokenizer()
+    tokenizer = load_jieba(pick("cutting Chinese text into words", "中文分词")).Tokenizer()
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True  # so that it does not look for its cache file
 
@@ -137,3 +132,35 @@ def load_cutter() -> Callable[[str], Iterable[str]]:
             begin += len(word)
 
     return cut
+
+
+def load_jieba(purpose: str) -> Any:
+    """The package, without its log.
+
+    Raises:
+        ResourceError: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its own old idioms, nothing a user could change
+            import jieba
+    except ImportError:
+        raise missing_package("jieba", "classical", purpose) from None
+    logging.getLogger("jieba").setLevel(logging.ERROR)
+    return jieba
+
+
+@functools.cache
+def word_classes() -> dict[str, str]:
+    """The words of jieba's dictionary with their classes: ``n`` noun, ``ns`` place, ``nr`` person, ``nt`` organisation.
+
+    Raises:
+        ResourceError: the package ``jieba`` is not installed.
+
+    >>> word_classes()["北京"], word_classes()["跑步"]
+    ('ns', 'v')
+    """
+    jieba = load_jieba(pick("looking up Chinese words", "查中文词典"))
+    with jieba.Tokenizer().get_dict_file() as file:
+        rows = (line.split() for line in file.read().decode("utf-8").splitlines())
+        return {row[0]: sys.intern(row[2]) for row in rows if len(row) == 3}

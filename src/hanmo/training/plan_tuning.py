@@ -37,6 +37,7 @@ HEADS = Usual(5e-5, 16, 3, "Devlin et al. 2019, appendix A.3", LEAST_HEAD_STEPS)
 USUAL = {
     "classification": HEADS,
     "tagging": HEADS,
+    "semantic-roles": HEADS,
     "question-answering": HEADS,
     "seq2seq": Usual(1e-4, 16, 5, "Raffel et al. 2020, appendix; AdamW instead of Adafactor"),
     "instructions": Usual(5e-5, 16, 3, "Taori et al. 2023 (Alpaca), the rate scaled to the width"),

@@ -25,6 +25,8 @@ from hanmo.data.tasks.preferences import read_preferences
 from hanmo.data.tasks.questions import ROLES as QUESTION
 from hanmo.data.tasks.questions import read_questions
 from hanmo.data.tasks.report import FileReport, RecordsReport, TaskProblems, spread_of
+from hanmo.data.tasks.roles import ROLES as PROPOSITION
+from hanmo.data.tasks.roles import read_propositions
 from hanmo.data.tasks.schemes import spans_of
 from hanmo.data.tasks.similar import ROLES as SIMILAR
 from hanmo.data.tasks.similar import read_similar
@@ -35,6 +37,7 @@ from hanmo.data.tasks.types import (
     Labelled,
     Pair,
     Preference,
+    Proposition,
     QuestionAnswer,
     Record,
     Similar,
@@ -52,6 +55,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "preference": PREFERENCE.all,
     "question_answer": QUESTION.all,
     "similar": SIMILAR.all,
+    "roles": PROPOSITION,
 }
 LINE_SUFFIXES = frozenset("txt md html htm rst log license readme".split())  # noqa: SIM905
 LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(?:[-_][A-Za-z]{2,4})?|src|tgt|trg|source|target|document|summary")
@@ -92,7 +96,8 @@ def read_records(
     """Read the records of one kind from files, folders or globs.
 
     Args:
-        kind: ``labelled``, ``tagged``, ``pair``, ``dialogue``, ``preference``, ``question_answer``, ``similar``.
+        kind: ``labelled``, ``tagged``, ``pair``, ``dialogue``, ``preference``, ``question_answer``, ``similar``,
+            ``roles``.
         paths: of any format that holds such records; it is told from the content. Two files of plain lines are the two
             sides of pairs, aligned line by line: the first is the source.
         fields: role -> key, column name, or column number from 1 (of TMX and aligned files: language), where the
@@ -131,6 +136,7 @@ def read_records(
         "preference": read_preferences,
         "question_answer": read_questions,
         "similar": read_similar,
+        "roles": read_propositions,
     }
     records: list[Record] = []
     for source, other in units(kind, sources, fields):
@@ -297,6 +303,8 @@ def measure(records: Sequence[Record], report: RecordsReport) -> None:
         elif isinstance(record, Tagged):
             spans = [] if record.file in plain else spans_of(record.tags)
             report.labels.update(record.tags if record.file in plain else [kind for _, _, kind in spans])
+        elif isinstance(record, Proposition):
+            report.labels.update(role for _, _, role in record.arguments)
     report.lengths = {name: spread_of(values) for name, values in lengths.items()}
 
 
@@ -304,7 +312,7 @@ def lengths_of(record: Record) -> tuple[tuple[str, int], ...]:
     """What is measured of a record (a key of ``LENGTH_NAMES``), and how long it is."""
     if isinstance(record, Labelled):
         return (("text", len(record.text)),)
-    if isinstance(record, Tagged):
+    if isinstance(record, (Tagged, Proposition)):
         return (("tokens", len(record.tokens)),)
     if isinstance(record, Pair):
         return ("source", len(record.source)), ("target", len(record.target))

@@ -145,6 +145,19 @@ def to_iob2(tags: Sequence[str], scheme: str) -> tuple[str, ...]:
     return tuple(converted)
 
 
+def to_bioes(tags: Sequence[str]) -> tuple[str, ...]:
+    """IOB2 tags of one sentence in BIOES, whose labels tell a tagger more: where a span ends, and which are single.
+
+    >>> to_bioes(["B-PER", "I-PER", "O", "B-LOC"])
+    ('B-PER', 'E-PER', 'O', 'S-LOC')
+    """
+    marked = ["O"] * len(tags)
+    for start, end, kind in spans_of(tags):
+        signs = ["B", *["I"] * (end - start - 2), "E"] if end - start > 1 else ["S"]
+        marked[start:end] = [f"{sign}-{kind}" if kind else sign for sign in signs]
+    return tuple(marked)
+
+
 def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """First token, end (exclusive) and type of each span of IOB2 tags.
 
@@ -164,11 +177,12 @@ def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 def has_spans(tags: Iterable[str]) -> bool:
     """Whether tags mark spans, so that whole spans can be counted.
 
-    >>> has_spans(["O", "B-PER"]), has_spans(["NOUN", "VERB"])
-    (True, False)
+    >>> has_spans(["O", "B-PER"]), has_spans(["B", "I"]), has_spans(["NOUN", "VERB"])
+    (True, True, False)
     """
     known = set(tags)
-    return any(tag.startswith("B-") for tag in known) and all(tag == "O" or SPAN_TAG.fullmatch(tag) for tag in known)
+    begins = any(tag == "B" or tag.startswith("B-") for tag in known)
+    return begins and all(SPAN_TAG.fullmatch(tag) for tag in known)
 
 
 def span_counts(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> tuple[int, int]:

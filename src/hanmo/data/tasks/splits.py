@@ -3,7 +3,7 @@
 Records that share a text always stand on the same side: the side follows from a hash of the text and the seed. Texts
 are compared without regard to case, width and blanks (NFKC, case folding). What counts as the text: of labelled and
 tagged records the text; of pairs the source and the target, either of which may be shared; of dialogues what the user
-says; of preferences the prompt; of questions the context; of similar texts all of them.
+says; of preferences the prompt; of propositions the sentence; of questions the context; of similar texts all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ import numpy as np
 
 from hanmo.data.problems import LISTED
 from hanmo.data.splits import SPLITS, Shares, hash_sides, mix
-from hanmo.data.tasks.types import Dialogue, Labelled, Pair, Preference, QuestionAnswer, Record, Similar, Tagged, Text
+from hanmo.data.tasks.types import (
+    Dialogue,
+    Labelled,
+    Pair,
+    Preference,
+    Proposition,
+    QuestionAnswer,
+    Record,
+    Similar,
+    Tagged,
+    Text,
+)
 from hanmo.errors import DataError
 from hanmo.language import pick
 
@@ -135,7 +146,7 @@ def leak_keys(record: Record) -> list[str]:
     """The texts that must not stand on two sides."""
     if isinstance(record, (Text, Labelled)):
         return [canonical(record.text)]  # a premise with two hypotheses is one text
-    if isinstance(record, Tagged):
+    if isinstance(record, (Tagged, Proposition)):
         return [canonical(" ".join(record.tokens))]
     if isinstance(record, Pair):
         return ["s" + canonical(record.source), *("t" + canonical(t) for t in (record.target, *record.references))]

@@ -59,8 +59,24 @@ class Tagged(Record):
         spaces = self.spaces
         if spaces is None:
             latin = [token[-1:] < "\u2e80" for token in self.tokens]
-            spaces = tuple(here and after for here, after in zip(latin, [*latin[1:], False], strict=True))
+            spaces = tuple(here and after for here, after in zip(latin, [*latin, False][1:], strict=True))
         return "".join(token + " " * space for token, space in zip(self.tokens, spaces, strict=True)).rstrip(" ")
+
+
+@dataclass(frozen=True)
+class Proposition(Record):
+    """A predicate of a sentence and who does what to whom: its arguments, none of which overlap (PropBank).
+
+    Attributes:
+        predicate: the place of its token, from 0.
+        arguments: first token, end (exclusive) and role of each, in the order of the sentence.
+        sense: of the predicate, such as ``sell.01``, or its lemma; where the file tells.
+    """
+
+    tokens: tuple[str, ...]
+    predicate: int
+    arguments: tuple[tuple[int, int, str], ...] = ()
+    sense: str = ""
 
 
 @dataclass(frozen=True)

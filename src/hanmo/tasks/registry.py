@@ -10,6 +10,8 @@ from hanmo.tasks.base import Task
 
 MODULES = {  # name: class; its module has the name of the task
     "classification": "Classification",
+    "summarization": "Summarization",
+    "translation": "Translation",
 }
 ALIASES = {
     "sentiment": "classification",
@@ -17,6 +19,11 @@ ALIASES = {
     "topic": "classification",
     "offensiveness": "classification",
     "intent": "classification",
+    "mt": "translation",
+    "translate": "translation",
+    "summary": "summarization",
+    "summarisation": "summarization",
+    "summarize": "summarization",
 }
 
 

@@ -17,7 +17,7 @@ CLOSERS = "\"'”’」』）)】》\\]"
 END = re.compile(
     rf"""
     [。！？｡]+ [{CLOSERS}]*                                 # Chinese marks
-    | [；;] (?=\s*[{HAN}])                                  # a semicolon parts what Chinese writes as one long sentence
+    | [；;] (?=\s*[{HAN}])                                  # parts what Chinese writes as one long sentence
     | …+ [{CLOSERS}]* (?=\s|$|[{HAN}“「『])
     | [.!?]+ [{CLOSERS}]* (?=\s+ | $ | (?<![0-9].) [{HAN}])
     """,
@@ -97,8 +97,8 @@ def halves(text: str) -> tuple[str, str]:
 def join_words(words: Sequence[str]) -> str:
     """A text from its words: blanks stand between words of letters, none beside Chinese characters and closing marks.
 
-    >>> join_words(["我", "用", "machine", "learning", "。"]), join_words(["Well", ",", "no", "(", "not", "yet", ")", "."])
-    ('我用machine learning。', 'Well, no (not yet).')
+    >>> join_words(["我", "用", "machine", "learning", "。"]), join_words(["Well", ",", "no", "(", "!", ")"])
+    ('我用machine learning。', 'Well, no (!)')
     """
     text = ""
     for word in words:

@@ -17,7 +17,7 @@ CLOSERS = "\"'”’」』）)】》\\]"
 END = re.compile(
     rf"""
     [。！？｡]+ [{CLOSERS}]*                                 # Chinese marks
-    | [；;] (?=\s*[{HAN}])                                  # parts what Chinese writes as one long sentence
+    | [；;] (?=\s*[{HAN}])                                  # parts one long Chinese sentence
     | …+ [{CLOSERS}]* (?=\s|$|[{HAN}“「『])
     | [.!?]+ [{CLOSERS}]* (?=\s+ | $ | (?<![0-9].) [{HAN}])
     """,

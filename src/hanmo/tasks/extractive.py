@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from hanmo.tasks.base import System
 from hanmo.tasks.prompts import mostly_chinese
 from hanmo.tasks.rouge import Rouge
 from hanmo.text.segment import segment, stop_words
-from hanmo.text.sentences import join_words, split_sentences
+from hanmo.text.sentences import join_words, split_clauses, split_sentences
 
 MOST_SENTENCES = 5  # of a summary whose length is chosen by training records
 USUAL_SENTENCES = 3  # without training records
+TITLE = 0.6  # summaries shorter than this share of a sentence are made of clauses
 TRIED = 400  # training records by which a length is chosen
 LEARNT = 1000  # training records whose sentences are ranked
 DAMPING = 0.85  # of PageRank
@@ -58,7 +60,7 @@ def word_vectors(sentences: Sequence[str]) -> Any:
     columns = np.array([column for row in counts for column in row], dtype=np.int64)
     values = np.array([count for row in counts for count in row.values()], dtype=np.float64)
     values = values * idf_W[columns] if len(columns) else values
-    for begin, end in zip(lengths[:-1], lengths[1:], strict=True):
+    for begin, end in pairwise(lengths):
         values[begin:end] /= np.linalg.norm(values[begin:end]) or 1.0
     return csr_matrix((values, columns, lengths), shape=(len(sentences), len(met)))
 
@@ -79,7 +81,8 @@ def text_rank(vectors_SD: Any) -> Floats:
 
     def step(x_S: Floats) -> Floats:
         y_S: Floats = vectors_SD @ (vectors_SD.T @ x_S) - x_S * own_S
-        return (y_S + x_S.sum() - x_S) / 2 if dense else y_S
+        moved_S: Floats = (y_S + x_S.sum() - x_S) / 2
+        return moved_S if dense else y_S
 
     own_S = np.asarray((vectors_SD**2 if dense else vectors_SD.multiply(vectors_SD)).sum(axis=1)).ravel()
     degree_S = step(np.ones(S))
@@ -88,7 +91,7 @@ def text_rank(vectors_SD: Any) -> Floats:
     for _ in range(ROUNDS):
         sent_S = np.where(linked_S, rank_S / np.where(linked_S, degree_S, 1.0), 0.0)
         lost = rank_S[~linked_S].sum()
-        following_S = (1 - DAMPING) / S + DAMPING * (np.maximum(step(sent_S), 0.0) + lost / S)
+        following_S: Floats = (1 - DAMPING) / S + DAMPING * (np.maximum(step(sent_S), 0.0) + lost / S)
         if np.abs(following_S - rank_S).sum() < 1e-8:
             return following_S
         rank_S = following_S
@@ -111,7 +114,9 @@ def choose(scores_S: Floats, vectors_SD: Any, k: int) -> list[int]:
         chosen.append(best)
         left_S[best] = False
         likeness = vectors_SD @ vectors_SD[best].T
-        alike_S = np.maximum(alike_S, np.asarray(likeness.todense() if hasattr(likeness, "todense") else likeness).ravel())
+        alike_S = np.maximum(
+            alike_S, np.asarray(likeness.todense() if hasattr(likeness, "todense") else likeness).ravel()
+        )
     return sorted(chosen)
 
 
@@ -125,20 +130,26 @@ class Extractive(System[Pair, str]):
 
     Attributes:
         count: sentences of a summary.
+        clauses: whether clauses are chosen instead, as summaries are much shorter than sentences: titles.
         cut: tokens after which a summary of one sentence is cut off, where summaries are shorter than sentences.
     """
 
     kind = "classical"
+    whole = False  # whether only whole sentences are taken
 
     def __init__(self, count: int | None = None) -> None:
         self.learns = count is None
         self.count = count or USUAL_SENTENCES
         self.cut: int | None = None
-        self.chinese = False
+        self.chinese = self.clauses = False
 
     def scores(self, sentences: Sequence[str], vectors: Any) -> Floats:
         """How much each sentence belongs into a summary, ``[S]``."""
         raise NotImplementedError
+
+    def split(self, text: str) -> list[str]:
+        """What is chosen from."""
+        return split_clauses(text) if self.clauses else split_sentences(text)
 
     def vectors(self, sentences: Sequence[str]) -> Any:
         """Vectors of the sentences of a text, rows of length one."""
@@ -152,15 +163,17 @@ class Extractive(System[Pair, str]):
         del validation
         self.chinese = mostly_chinese([record.target for record in train])
         rouge = Rouge(chinese=self.chinese)
-        self.learn(train, rouge)
         tried = train[:: max(1, len(train) // TRIED)][:TRIED]
-        texts = [split_sentences(record.source) for record in tried]
+        usual = int(np.median([rouge.length(record.target) for record in tried]))
+        sentences = [rouge.length(sentence) for record in tried for sentence in split_sentences(record.source)]
+        self.clauses = not self.whole and usual < TITLE * float(np.median(sentences or [0]))
+        self.learn(train, rouge)
+        texts = [self.split(record.source) for record in tried]
         best = -1.0
         for count in range(1, MOST_SENTENCES + 1):
             gain = self.gain(texts, tried, rouge, count, None)
             if gain > best:
                 best, self.count, self.cut = gain, count, None
-        usual = int(np.median([rouge.length(record.target) for record in tried]))
         for cut in sorted({usual, usual * 5 // 4, usual * 3 // 2} - {0}):
             gain = self.gain(texts, tried, rouge, 1, cut)
             if gain > best:
@@ -195,14 +208,15 @@ class Extractive(System[Pair, str]):
         answers = []
         bar = Progress(pick("summarizing", "摘要"), len(records), "texts")
         for number, record in enumerate(records, 1):
-            answers.append(self.shortened(self.chosen(split_sentences(record.source), self.count), self.cut))
+            answers.append(self.shortened(self.chosen(self.split(record.source), self.count), self.cut))
             bar.update(number)
         bar.close()
         return answers
 
     def signature(self) -> Mapping[str, Any]:
-        """How many sentences, and where they are cut."""
-        return {"sentences": self.count, **({"cut": self.cut} if self.cut else {})}
+        """How many sentences or clauses, and where they are cut."""
+        unit = "clauses" if self.clauses else "sentences"
+        return {unit: self.count, **({"cut": self.cut} if self.cut else {})}
 
 
 class Lead(Extractive):
@@ -212,7 +226,7 @@ class Lead(Extractive):
         count: how many; None: as training records say.
     """
 
-    kind = "baseline"
+    kind, whole = "baseline", True
 
     def __init__(self, count: int | None = None) -> None:
         super().__init__(count)
@@ -275,7 +289,7 @@ class Ranker(Extractive):
         )
         rows, gains = [], []
         for record in train[:: max(1, len(train) // LEARNT)][:LEARNT]:
-            sentences = split_sentences(record.source)[:60]
+            sentences = self.split(record.source)[:60]
             if len(sentences) < 2:
                 continue
             found = np.array([rouge.gain((record.target, *record.references), sentence) for sentence in sentences])
@@ -320,4 +334,4 @@ class Ranker(Extractive):
 def word_pairs(text: str) -> list[str]:
     """Words and pairs of neighbours."""
     words = [word.lower() for word in segment(text)]
-    return [*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))]
+    return [*words, *(f"{first} {second}" for first, second in pairwise(words))]

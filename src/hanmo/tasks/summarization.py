@@ -10,7 +10,7 @@ import numpy as np
 from hanmo.data.tasks.types import Pair
 from hanmo.language import pick
 from hanmo.tasks.base import Form, System, Task
-from hanmo.tasks.extractive import Extractive, Lead, Ranker, TextRank
+from hanmo.tasks.extractive import Lead, Ranker, TextRank
 from hanmo.tasks.prompts import Prompt, choose_shots, mark_of, mostly_chinese
 from hanmo.tasks.rewriting import Rewriter
 from hanmo.tasks.rouge import SummaryMetric
@@ -144,7 +144,8 @@ class Summarization(Task[Pair, str]):
                 model,
                 fix="take an encoder for vectors of sentences, an encoder-decoder (hanmo finetune --task seq2seq), "
                 "or a language model that can be asked",
-                zh="该模型不能用于摘要；请使用句向量编码器、编码器—解码器（hanmo finetune --task seq2seq）或可提示的语言模型",
+                zh="该模型不能用于摘要；请使用句向量编码器、编码器—解码器（hanmo finetune --task seq2seq）"
+                "或可提示的语言模型",
             )
         return Summarizer(model, train, form or Form())
 
@@ -160,6 +161,3 @@ class Summarization(Task[Pair, str]):
         """The summary."""
         del record
         return answer
-
-
-__all__ = ["Extractive", "Summarization", "Summarizer"]

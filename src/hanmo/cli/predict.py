@@ -124,7 +124,7 @@ def run(settings: PredictSettings) -> Outcome | None:
             zh=f"缺少 --model；可先用 hanmo finetune --task {task.training} 训练一个",
         )
     texts = given_texts(settings)
-    train = list(settings.read(task.kind, [settings.train])) if settings.train else []
+    train = settings.read(task.kind, [settings.train])[0] if settings.train else []
     model = load(settings.model, **settings.engine_options(), offline=settings.offline)
     system = task.system(model, train, Form(settings.shots, settings.seed, settings.instruction))
     if settings.out is not None:
@@ -135,7 +135,7 @@ def run(settings: PredictSettings) -> Outcome | None:
     for block in blocks(texts):
         for given, record, answer in answered(task, system, block):
             if settings.json:
-                rows.append({"text": given.text, **task.as_data(answer)})
+                rows.append({"text": given.text, **task.row(record, answer)})
             else:
                 lines.append((given.text, task.describe(record, answer)))
     if settings.json:
@@ -171,8 +171,8 @@ def write_lines(path: Path, task: Any, system: Any, texts: Iterator[Given]) -> i
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for block in blocks(texts):
-            for given, _, answer in answered(task, system, block):
-                row = {"where": given.where, "text": given.text, **task.as_data(answer)}
+            for given, record, answer in answered(task, system, block):
+                row = {"where": given.where, "text": given.text, **task.row(record, answer)}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
             file.flush()

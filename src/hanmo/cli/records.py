@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hanmo.errors import UsageError
 from hanmo.settings import flag, notice, option
-
-if TYPE_CHECKING:
-    from hanmo.data.tasks import Records
 
 
 @dataclass
@@ -44,27 +41,35 @@ class RecordSettings:
         """New names of kinds of spans."""
         return pairs("relabel", self.relabel, "OLD=NEW", "OTH=O", "旧名=新名")
 
-    def read(self, kind: str, paths: Sequence[str], *, quiet: bool = False) -> Records[Any]:
-        """The records of some files; what was found in them is told.
+    def read(self, kind: str, *groups: Sequence[str]) -> list[list[Any]]:
+        """The records of each group of files; what was found in them is told.
 
         Raises:
-            DataError: a file is missing, damaged, or not of this kind; it names file and line.
+            DataError: a file is missing, damaged, or not of this kind; it names file and line. Or a type that is to be
+                renamed occurs in none of the groups.
         """
         from hanmo.data.tasks import read_records
+        from hanmo.data.tasks.read import check_relabel
 
         own: Any = self
-        records = read_records(
-            kind,
-            paths,
-            fields=self.field_names(),
-            encoding=own.encoding,
-            skip_bad=own.skip_bad,
-            label_separator=self.label_separator if kind == "labelled" else None,
-            relabel=self.new_names() if kind == "tagged" else None,
-        )
-        if not quiet:
+        relabel = self.new_names() if kind == "tagged" else {}
+        found, reports = [], []
+        for paths in groups:
+            records = read_records(
+                kind,
+                paths,
+                fields=self.field_names(),
+                encoding=own.encoding,
+                skip_bad=own.skip_bad,
+                label_separator=self.label_separator if kind == "labelled" else None,
+                relabel=relabel,
+                relabel_all=False,
+            )
             notice(records.report.describe())
-        return records
+            found.append(list(records))
+            reports.append(records.report)
+        check_relabel(relabel, reports)
+        return found
 
 
 def pairs(name: str, items: list[str], form: str, example: str, zh: str) -> dict[str, str]:

@@ -57,12 +57,12 @@ def read_splits(run: Path, settings: FinetuneSettings, *, follower: bool) -> Spl
         return Splits([], [], corpus.fingerprint, corpus)
 
     kind = KINDS[settings.task]
-    records = similar_enough(list(settings.read(kind, settings.paths)), settings.min_score)
-    if settings.validation is not None:
-        train, validation = (
-            records,
-            similar_enough(list(settings.read(kind, [settings.validation])), settings.min_score),
-        )
+    apart = [] if settings.validation is None else [[settings.validation]]
+    records, *others = [
+        similar_enough(found, settings.min_score) for found in settings.read(kind, settings.paths, *apart)
+    ]
+    if others:
+        train, validation = records, others[0]
     else:
         share = VALIDATION_SHARE if settings.validation_share is None else settings.validation_share
         split = split_records(records, Shares(validation=share, test=0.0), settings.seed)

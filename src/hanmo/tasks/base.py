@@ -120,6 +120,11 @@ class Task(ABC, Generic[R, A]):
     def as_data(self, answer: A) -> dict[str, Any]:
         """An answer as plain data, for JSON."""
 
+    def row(self, record: R, answer: A) -> dict[str, Any]:
+        """The same with the tokens to which it refers, where the record has tokens."""
+        tokens = getattr(record, "tokens", None)
+        return {**({} if tokens is None else {"tokens": list(tokens)}), **self.as_data(answer)}
+
     @abstractmethod
     def describe(self, record: R, answer: A) -> str:
         """An answer for people: one line, or a few."""

@@ -92,6 +92,7 @@ def read_records(
     skip_bad: bool = True,
     label_separator: str | None = None,
     relabel: Mapping[str, str] | None = None,
+    relabel_all: bool = True,
 ) -> Records[Any]:
     """Read the records of one kind from files, folders or globs.
 
@@ -106,6 +107,8 @@ def read_records(
         skip_bad: count and list a few bad records; False: the first one is an error. More than 5 % are one always.
         label_separator: for ``labelled``: what stands between several labels in one cell.
         relabel: for ``tagged``: new names for types of spans; ``{"OTH": "O"}`` takes one away.
+        relabel_all: refuse a type that is to be renamed and does not occur; False where :func:`check_relabel` is called
+            later for several reports.
 
     Raises:
         DataError: a file is missing, damaged, not of this kind, or has too many bad records; it names file and line.
@@ -146,7 +149,8 @@ def read_records(
             read_one(source, readers[kind], fields, encoding, report, records)
     if not records:
         raise nothing(kind, sources, report)
-    check_relabel(relabel or {}, report)
+    if relabel_all:
+        check_relabel(relabel or {}, [report])
     measure(records, report)
     return Records(kind, records, report)
 
@@ -274,18 +278,18 @@ def nothing(kind: str, sources: list[Source], report: RecordsReport) -> DataErro
     )
 
 
-def check_relabel(relabel: Mapping[str, str], report: RecordsReport) -> None:
+def check_relabel(relabel: Mapping[str, str], reports: Sequence[RecordsReport]) -> None:
     """Refuse to rename what does not occur in any file: it is misspelt.
 
     Raises:
         DataError: naming it.
     """
     for old in relabel:
-        known = sorted({name for file in report.files for name in file.kinds})
+        known = sorted({name for report in reports for file in report.files for name in file.kinds})
         if old not in known:
             raise DataError(
                 f"the type '{old}', which is to be renamed, does not occur",
-                where=report.files[0].name,
+                where=reports[0].files[0].name,
                 fix=nearest(old, known),
                 zh=f"要改名的类型 '{old}' 没有出现。{nearest(old, known)}",
             )

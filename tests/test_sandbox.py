@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hanmo.errors import UsageError
+from hanmo.errors import ResourceError, UsageError
 from hanmo.tasks.sandbox import Limits, protections, run
 
 SHORT = Limits(seconds=1.0, cpu_seconds=1.0, memory=512 << 20)
@@ -228,3 +228,12 @@ def test_limits_are_checked() -> None:
         Limits(seconds=0)
     with pytest.raises(UsageError, match="above zero"):
         Limits(memory=-1)
+
+
+def test_a_system_without_protections_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanmo.tasks.sandbox.os.name", "nt")
+    try:
+        with pytest.raises(ResourceError, match="WSL"):
+            run("")
+    finally:
+        monkeypatch.undo()

@@ -185,10 +185,8 @@ def forbid_calls() -> set[str]:
 
 def limit(settings: dict[str, Any], found: set[str]) -> set[str]:
     """The limits of the kernel for this process and those it starts."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return set()
+    import resource
+
     wanted = {
         "RLIMIT_CPU": (settings["cpu"], settings["cpu"] + 1),
         "RLIMIT_AS": (settings["memory"], settings["memory"]),

@@ -8,7 +8,8 @@ system; ``Result.protections`` and ``protections()`` say what is in force on the
 Linux       namespaces (network, processes, mounts) where the system allows them, to root or to any user; Landlock
             for files (Linux 5.13); seccomp refuses every socket; resource limits
 macOS       resource limits, the process group is killed, Python's sockets raise an error; files are not confined
-Windows     the wall clock and the removal of the folder only
+            (not tried by us)
+Windows     nothing: the sandbox refuses; use WSL, which is Linux
 ==========  ====================================================================================================
 
 What it does not do: the tests of a program run in the program's own interpreter, so a program written to deceive its
@@ -32,7 +33,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from hanmo.errors import ResourceError, UsageError
 
@@ -108,12 +109,18 @@ def run(program: str, limits: Limits | None = None) -> Result:
         limits: the defaults if left out.
 
     Raises:
-        ResourceError: the sandbox itself cannot start.
+        ResourceError: the sandbox itself cannot start, or the system is Windows.
 
     >>> run("assert 1 + 1 == 3").message
     'line 1: AssertionError'
     """
     limits = limits or Limits()
+    if os.name != "posix":
+        raise ResourceError(
+            "programs of a model cannot be run safely on this system",
+            fix="run Hanmo under Linux or in WSL",
+            zh="在此系统上无法安全运行模型写出的程序。请在 Linux 或 WSL 中运行",
+        )
     try:
         text = program.encode("utf-8")
     except UnicodeEncodeError:
@@ -162,9 +169,6 @@ def start(folder: Path, limits: Limits, report: int) -> subprocess.Popen[bytes]:
     settings = asdict(limits) | {"folder": str(folder), "report": report, "cpu": max(1, -int(-limits.cpu_seconds // 1))}
     place = {name: str(folder) for name in ("HOME", "TMPDIR", "TEMP", "TMP")}
     place |= {"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PATH": os.defpath}
-    if sys.platform == "win32":
-        place["SYSTEMROOT"] = os.environ.get("SYSTEMROOT", "")
-    inherited: dict[str, Any] = {"close_fds": False} if sys.platform == "win32" else {"pass_fds": (report,)}
     return subprocess.Popen(
         [sys.executable, "-I", "-B", "-X", "utf8", str(JAIL), json.dumps(settings)],
         stdin=subprocess.PIPE,
@@ -173,7 +177,7 @@ def start(folder: Path, limits: Limits, report: int) -> subprocess.Popen[bytes]:
         cwd=folder,
         env=place,
         start_new_session=True,
-        **inherited,
+        pass_fds=(report,),
     )
 
 
@@ -232,11 +236,8 @@ def drain(waiting: selectors.BaseSelector, kept: dict[str, bytearray], room: dic
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Kill the process group; a PID namespace, where there is one, goes with it."""
-    if sys.platform == "win32":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
-    else:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for stream in (process.stdout, process.stdin):
         close(stream)

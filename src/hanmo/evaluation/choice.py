@@ -15,6 +15,7 @@ from typing import Any
 
 from hanmo.errors import UsageError, nearest
 from hanmo.evaluation.scoring import Difference, difference
+from hanmo.evaluation.task_table import title
 from hanmo.evaluation.trials import Trial
 from hanmo.language import pick
 from hanmo.settings import parse_duration
@@ -184,6 +185,7 @@ def reason(found: Trial, best: Trial, measure: str, limits: Sequence[Limit], bet
     """Why that one."""
     assert found.score is not None and best.score is not None
     speed = found.latency(0.5) or 0.0
+    measure = title(measure)
     numbers = pick(
         f"{measure} {found.score.main.value:.4f}, {1e3 * speed:.2f} ms for an answer, "
         f"{(found.peak_memory or 0) / 1e6:,.0f} MB",

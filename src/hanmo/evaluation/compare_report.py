@@ -15,9 +15,9 @@ from hanmo.language import pick
 from hanmo.progress import human_time
 
 
-def heads(primary: str) -> list[str]:
-    """The columns."""
-    return [
+def heads(primary: str, paid: bool) -> list[str]:
+    """The columns; what answers cost stands there only where something is paid."""
+    names = [
         pick("system", "系统"),
         title(primary),
         pick("learning", "训练"),
@@ -27,8 +27,8 @@ def heads(primary: str) -> list[str]:
         pick("memory", "内存"),
         pick("on disk", "体积"),
         pick("J/1,000", "焦/千次"),
-        pick("cost/1,000", "费用/千次"),
     ]
+    return [*names, pick("cost/1,000", "费用/千次")] if paid else names
 
 
 def size(value: float | None) -> str:
@@ -41,15 +41,15 @@ def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.2f} s"
 
 
-def cells(trial: Trial, front: bool, limits: Sequence[Limit]) -> list[str]:
+def cells(trial: Trial, front: bool, limits: Sequence[Limit], paid: bool) -> list[str]:
     """The row of a candidate; a star where no other beats it."""
     known = quantities(trial)
     mark = "★ " if front else "  "
     name = mark + trial.name + (" ✗" if trial.score is not None and broken(trial, limits) else "")
     if trial.score is None:
-        return [name, trial.problem, *["-"] * 8]
+        return [name, trial.problem, *["-"] * (7 + paid)]
     train, energy, cost = known["train"], known["energy"], known["cost"]
-    return [
+    row = [
         name,
         cell(trial.score.main),
         "-" if train is None else human_time(train) if train >= 1 else f"{train:.2f} s",
@@ -59,8 +59,8 @@ def cells(trial: Trial, front: bool, limits: Sequence[Limit]) -> list[str]:
         size(known["memory"]),
         size(known["size"]),
         "-" if energy is None else f"{energy:,.1f}",
-        "-" if cost is None else f"{cost:.4f}",
     ]
+    return [*row, "-" if cost is None else f"{cost:.4f}"] if paid else row
 
 
 def notes(trials: Sequence[Trial], n: int, limits: Sequence[Limit]) -> list[str]:
@@ -86,7 +86,9 @@ def render_comparison(
     trials: Sequence[Trial], fronts: Sequence[bool], choice: Choice, limits: Sequence[Limit], primary: str, n: int
 ) -> str:
     """The whole as plain text."""
-    table = [heads(primary), *(cells(trial, front, limits) for trial, front in zip(trials, fronts, strict=True))]
+    paid = any(trial.cost is not None for trial in trials)
+    rows = (cells(trial, front, limits, paid) for trial, front in zip(trials, fronts, strict=True))
+    table = [heads(primary, paid), *rows]
     return "\n".join([*columns(table), "", *notes(trials, n, limits), "", choice.reason])
 
 
@@ -100,15 +102,19 @@ def comparison_page(
     n: int,
 ) -> str:
     """The whole as one HTML page that needs nothing else."""
-    head = "".join(f"<th class=n>{escape(text)}</th>" for text in heads(primary))
+    paid = any(trial.cost is not None for trial in trials)
+    first, *others = heads(primary, paid)
+    head = f"<th>{escape(first)}</th>" + "".join(f"<th class=n>{escape(text)}</th>" for text in others)
     rows = []
     for trial, front in zip(trials, fronts, strict=True):
         kind = " class=best" if trial is choice.recommended else ""
-        rows.append(
-            f"<tr{kind}>"
-            + "".join(f"<td class=n>{escape(text)}</td>" for text in cells(trial, front, limits))
-            + "</tr>"
-        )
+        title_of, *values = cells(trial, front, limits, paid)
+        row = f"<td>{escape(title_of.strip())}</td>"
+        if trial.score is None:
+            row += f"<td class=soft colspan={len(values)}>{escape(trial.problem)}</td>"
+        else:
+            row += "".join(f"<td class=n>{unbroken(text)}</td>" for text in values)
+        rows.append(f"<tr{kind}>{row}</tr>")
     soft = "".join(f"<p class=soft>{escape(line)}</p>" for line in notes(trials, n, limits))
     marks = "".join(
         f"<li>{escape(trial.name)}: <code>{escape(trial.score.signature)}</code></li>"
@@ -121,6 +127,13 @@ def comparison_page(
         (pick("Signatures", "签名"), f"<ul class=soft>{marks}</ul>"),
     ]
     return page(name, choice.reason, sections, {"hanmo": __version__})
+
+
+def unbroken(text: str) -> str:
+    """A cell as HTML: a number stays with its unit, an interval stands below it."""
+    number, space, interval = text.partition(" [")
+    below = f"<br><small>{escape('[' + interval)}</small>".replace(", ", ",&nbsp;") if space else ""
+    return escape(number).replace(" ", "&nbsp;") + below
 
 
 def picture(
@@ -160,7 +173,8 @@ def picture(
         parts.append(
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y(bottom):.1f}" y2="{y(top):.1f}" stroke="{colour}"/>'
             f'<circle cx="{at:.1f}" cy="{y(measured.value):.1f}" r="5" fill="{colour}"/>'
-            f'<text x="{at + 8:.1f}" y="{y(measured.value) - 6:.1f}" font-size="12" fill="currentColor">'
+            f'<text x="{at + (8 if at < 0.7 * width else -8):.1f}" y="{y(measured.value) - 6:.1f}" font-size="12" '
+            f'text-anchor="{"start" if at < 0.7 * width else "end"}" fill="currentColor">'
             f"{escape(trial.name)}</text>"
         )
     return "".join(parts) + "</svg>"

@@ -78,6 +78,10 @@ def read_splits(run: Path, settings: FinetuneSettings, *, follower: bool) -> Spl
         del split.report.examples[SHOWN:]
         notice(split.report.describe())
         train, validation = list(split.train), list(split.validation)
+    if settings.both_ways:
+        from hanmo.cli.fresh import both_ways
+
+        train, validation = both_ways(train), both_ways(validation)
     if settings.task in ("classification", "tagging"):
         check_labels(train, validation)
     digest = hashlib.sha256()

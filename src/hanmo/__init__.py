@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["TextClassifier", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from hanmo.inference.loading import load
 
         return load
+    if name == "TextClassifier":
+        from hanmo.estimators import TextClassifier
+
+        return TextClassifier
     raise AttributeError(f"module 'hanmo' has no attribute {name!r}")

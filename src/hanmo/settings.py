@@ -62,10 +62,13 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def argument(help: str, *, zh: str = "", default: Any = MISSING, many: bool = False, metavar: str = "") -> Any:
-    """Declare a positional argument; one with a ``default`` may be left out; ``many`` takes several."""
+def argument(
+    help: str, *, zh: str = "", default: Any = MISSING, many: bool = False, metavar: str = "", flag: str = ""
+) -> Any:
+    """Declare a positional argument; one with a ``default`` may be left out; ``many`` takes several; ``flag`` is a name
+    by which it may be given as well, ``--flag VALUE``: then it does not stand among the others."""
     metadata = {"help": help, "zh": zh, "choices": (), "metavar": metavar, "short": "", "positional": True}
-    metadata |= {"many": many, "required": False}
+    metadata |= {"many": many, "required": False, "flag": flag}
     if many:
         return field(default_factory=lambda: list(default) if default is not MISSING else [], metadata=metadata)
     metadata["required"] = default is MISSING
@@ -226,6 +229,14 @@ def build_parser(cls: type, prog: str, description: str) -> Parser:
         if meta["positional"]:
             nargs: Any = "*" if meta.get("many") else (None if meta["required"] else "?")
             arguments.add_argument(item.name, nargs=nargs, help=text, metavar=metavar(item))
+            if meta["flag"]:
+                options.add_argument(
+                    flag(meta["flag"]),
+                    dest=item.name,
+                    action="append" if meta.get("many") else "store",
+                    metavar=metavar(item),
+                    help=pick(f"the same as the argument {metavar(item)}", f"同参数 {metavar(item)}"),
+                )
             continue
         kind, is_list = base_type(hints[item.name])
         if kind is bool:
@@ -328,7 +339,7 @@ def parse(cls: type[T], arguments: list[str], prog: str, description: str = "") 
     if flags.pop("help", False):
         parser.print_help()
         raise SystemExit(0)
-    flags.update(assign_arguments(fields, rest, prog))
+    flags.update(assign_arguments(tuple(item for item in fields if item.name not in flags), rest, prog))
     values: dict[str, Any] = read_recipe(flags["config"], cls) if "config" in flags else {}
     for item in fields:
         if item.name in flags:

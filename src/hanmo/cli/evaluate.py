@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.outcome import Outcome
+from hanmo.cli.records import RecordSettings
 from hanmo.cli.road import prepare_corpus
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
@@ -17,22 +18,56 @@ from hanmo.settings import CommonSettings, argument, option
 if TYPE_CHECKING:
     import numpy as np
 
-HELP = "perplexity and bits per byte of a model, beside a 5-gram model and the uniform bound"
-HELP_ZH = "模型的困惑度与比特/字节，并与 5 元模型和均匀分布对照"
+HELP = "how well a model predicts texts, or does a task, beside its baselines"
+HELP_ZH = "模型预测文本或完成任务的水平，并与基线对照"
 
 
 @dataclass
-class EvaluateSettings(CommonSettings, EngineSettings, DataSettings):
+class EvaluateSettings(CommonSettings, EngineSettings, RecordSettings, DataSettings):
     """Settings of ``hanmo evaluate``."""
 
     model: str = argument(
         "a run, a model folder, a GGUF or ARPA file or a name from the catalog",
         zh="运行目录、模型文件夹、GGUF 或 ARPA 文件，或目录中的名称",
+        default="",
+        flag="model",
     )
     paths: list[str] = argument(
-        "texts, or a folder that 'hanmo data' wrote; default: the data of the run",
-        zh="文本，或 hanmo data 的输出；默认为该运行的数据",
+        "texts, or a folder that 'hanmo data' wrote; default: the data of the run; with --task files of records",
+        zh="文本，或 hanmo data 的输出；默认为该运行的数据；与 --task 合用时为记录文件",
         many=True,
+        flag="data",
+    )
+    task: str | None = option(
+        None,
+        "measure this task instead of perplexity: classification, tagging, translation and others",
+        zh="评测该任务而非困惑度：classification、tagging、translation 等",
+    )
+    train: str | None = option(
+        None,
+        "with --task: records that baselines learn from and prompts show; without them baselines learn four fifths of "
+        "the data and answer the last, in turn",
+        zh="与 --task 合用：供基线学习、供提示展示的记录；不给时基线轮流用五分之四的数据学习，回答其余五分之一",
+        metavar="FILE",
+    )
+    shots: int = option(0, "with --task: worked examples that a prompt shows", zh="与 --task 合用：提示中的示例数")
+    instruction: str | None = option(
+        None,
+        "with --task: what a prompt says, instead of the task's own words",
+        zh="与 --task 合用：自定的提示指令",
+        metavar="TEXT",
+    )
+    limit: int | None = option(
+        None,
+        "with --task: at most so many records, evenly from first to last",
+        zh="与 --task 合用：最多评测多少条记录（均匀抽取）",
+    )
+    baseline: bool = option(True, "with --task: leave the baselines out", zh="与 --task 合用：不计算基线")
+    answers: str | None = option(
+        None,
+        "with --task: write the model's answers to this file",
+        zh="与 --task 合用：把模型的回答写入该文件",
+        metavar="FILE",
     )
     part: str = option("test", "the split to score", zh="要评测的部分", choices=("test", "validation"))
     out: str | None = option(
@@ -74,6 +109,17 @@ def own_data(settings: EvaluateSettings) -> str:
 
 def run(settings: EvaluateSettings) -> Outcome:
     """Score the model and its baselines."""
+    if settings.task is not None:
+        from hanmo.cli.measuring import evaluate_task
+
+        return evaluate_task(settings)
+    if not settings.model:
+        raise UsageError(
+            "MODEL is missing",
+            where="hanmo evaluate",
+            fix="hanmo evaluate MODEL my-texts/, or hanmo evaluate --task TASK --data FILE --model MODEL",
+            zh="缺少模型：hanmo evaluate 模型 my-texts/，或 hanmo evaluate --task 任务 --data 文件 --model 模型",
+        )
     from hanmo.cli.words import evaluate_words, is_word_model, refuse_data_settings
     from hanmo.evaluation.baselines import evaluate_with_baselines, held_out
     from hanmo.evaluation.words import describe_words

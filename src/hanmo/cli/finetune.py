@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from hanmo.cli.outcome import Outcome
+from hanmo.cli.records import RecordSettings
 from hanmo.cli.together import run_together, start_workers
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
@@ -61,13 +62,14 @@ ONLY_FOR = {  # settings that only some tasks have
 
 
 @dataclass
-class FinetuneSettings(CommonSettings, DataSettings, LoopSettings):
+class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSettings):
     """Settings of ``hanmo finetune``."""
 
     paths: list[str] = argument(
         "files of records: jsonl, json, csv, tsv, CoNLL, SQuAD and others; for --task text any texts",
         zh="数据文件：jsonl、json、csv、tsv、CoNLL、SQuAD 等；--task text 时为任意文本",
         many=True,
+        flag="data",
     )
     task: str = option(
         "instructions",
@@ -91,24 +93,6 @@ class FinetuneSettings(CommonSettings, DataSettings, LoopSettings):
         "share of the data kept for validation; default: 0.1 of records; of texts 0.01, more where there is little",
         zh="验证所用数据的比例；默认：记录 0.1，文本 0.01（语料小则更大）",
         metavar="SHARE",
-    )
-    fields: list[str] = option(
-        [],
-        "which column or key is what, e.g. text=review; may be repeated",
-        zh="列或键的含义，如 text=review；可重复给出",
-        metavar="NAME=KEY",
-    )
-    label_separator: str | None = option(
-        None,
-        "classification: what stands between several labels in one cell, e.g. a comma; belongs to --multi-label",
-        zh="分类：一格中多个标签之间的分隔符，如逗号；与 --multi-label 合用",
-        metavar="TEXT",
-    )
-    relabel: list[str] = option(
-        [],
-        "tagging: another name for a kind of span, e.g. LOCATION=LOC; OTH=O takes one away; may be repeated",
-        zh="标注：改用另一标签名，如 LOCATION=LOC；OTH=O 表示去掉；可重复给出",
-        metavar="OLD=NEW",
     )
     min_score: float | None = option(
         None,
@@ -164,8 +148,8 @@ class FinetuneSettings(CommonSettings, DataSettings, LoopSettings):
     vocab_size: int = option(8000, "seq2seq with --base new: tokens of its vocabulary", zh="从零训练时的词表大小")
     size: str = option(
         "small",
-        "seq2seq with --base new: the network; 65,000 short pairs are enough for small",
-        zh="从零训练时的网络大小；六万余短句对适合 small",
+        "seq2seq with --base new: width and layers of the network, 192 and 3 + 3 for small",
+        zh="从零训练时网络的宽度与层数；small 为 192 宽、3 + 3 层",
         choices=tuple(SIZES),
     )
     teacher: str | None = option(
@@ -269,30 +253,6 @@ class FinetuneSettings(CommonSettings, DataSettings, LoopSettings):
                 fix="hanmo pretrain makes a language model from texts; hanmo models lists bases",
                 zh="--base new 只用于 --task seq2seq 且训练全部权重；从文本训练语言模型请用 hanmo pretrain",
             )
-
-    def field_names(self) -> dict[str, str]:
-        """Which column or key is what."""
-        return pairs("fields", self.fields, "NAME=KEY", "text=review", "名称=键")
-
-    def new_names(self) -> dict[str, str]:
-        """New names of kinds of spans."""
-        return pairs("relabel", self.relabel, "OLD=NEW", "OTH=O", "旧名=新名")
-
-
-def pairs(name: str, items: list[str], form: str, example: str, zh: str) -> dict[str, str]:
-    """The values of a setting that is a list of ``A=B``.
-
-    Raises:
-        UsageError: one is not of this form.
-    """
-    for item in items:
-        if not all(part.strip() for part in item.partition("=")):
-            raise UsageError(
-                f"{flag(name)} {item}: expected {form}",
-                fix=f"e.g. {flag(name)} {example}",
-                zh=f"{flag(name)} {item}：应写成 {zh}，例如 {flag(name)} {example}",
-            )
-    return dict(item.split("=", 1) for item in items)
 
 
 def run(settings: FinetuneSettings) -> Outcome:

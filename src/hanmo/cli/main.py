@@ -16,6 +16,7 @@ from hanmo.errors import HanmoError, Interrupted, ResourceError, UsageError, nea
 from hanmo.folder import CANNOT_WRITE
 from hanmo.language import pick
 from hanmo.settings import parse
+from hanmo.tasks.registry import ALIASES, MODULES
 
 VERBS = (
     "build",
@@ -24,6 +25,8 @@ VERBS = (
     "pretrain",
     "finetune",
     "evaluate",
+    "predict",
+    "compare",
     "vectors",
     "generate",
     "chat",
@@ -65,6 +68,7 @@ def usage() -> str:
     for name in VERBS:
         verb = load_verb(name)
         lines.append(f"  {name:<10}  {pick(verb.HELP, verb.HELP_ZH)}")
+    lines += ["", pick("tasks: ", "任务：") + ", ".join(MODULES)]
     lines += [
         "",
         pick("for example:", "例如："),
@@ -88,12 +92,14 @@ def run_verb(arguments: list[str]) -> int:
         print(f"hanmo {__version__}")
         return 0
     name = arguments[0]
+    if name in MODULES or name in ALIASES:  # hanmo TASK ... is hanmo predict --task TASK ...
+        name, arguments = "predict", ["predict", "--task", name, *arguments[1:]]
     if name not in VERBS:
         raise UsageError(
             f"unknown verb '{name}'",
             where="hanmo",
-            fix=nearest(name, VERBS),
-            zh=f"未知动词 '{name}'，{nearest(name, VERBS)}",
+            fix=nearest(name, (*VERBS, *MODULES)),
+            zh=f"未知动词 '{name}'，{nearest(name, (*VERBS, *MODULES))}",
         )
     verb = load_verb(name)
     settings = parse(settings_class(verb), arguments[1:], f"hanmo {name}", pick(verb.HELP, verb.HELP_ZH))

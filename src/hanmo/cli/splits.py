@@ -49,28 +49,19 @@ def read_splits(run: Path, settings: FinetuneSettings, *, follower: bool) -> Spl
         DataError: nothing can be learned from the files; the message names file and line.
     """
     from hanmo.cli.road import prepare_corpus
-    from hanmo.data.tasks import Shares, check_labels, read_records, split_records
+    from hanmo.data.tasks import Shares, check_labels, split_records
 
     if settings.task == "text":
         corpus = prepare_corpus(settings.paths, settings, run / "data", unchanged=settings.resume or follower)
         return Splits([], [], corpus.fingerprint, corpus)
 
-    def read(paths: list[str]) -> list[Any]:
-        records = read_records(
-            KINDS[settings.task],
-            paths,
-            fields=settings.field_names(),
-            encoding=settings.encoding,
-            skip_bad=settings.skip_bad,
-            label_separator=settings.label_separator,
-            relabel=settings.new_names(),
-        )
-        notice(records.report.describe())
-        return list(records)
-
-    records = similar_enough(read(settings.paths), settings.min_score)
+    kind = KINDS[settings.task]
+    records = similar_enough(list(settings.read(kind, settings.paths)), settings.min_score)
     if settings.validation is not None:
-        train, validation = records, similar_enough(read([settings.validation]), settings.min_score)
+        train, validation = (
+            records,
+            similar_enough(list(settings.read(kind, [settings.validation])), settings.min_score),
+        )
     else:
         share = VALIDATION_SHARE if settings.validation_share is None else settings.validation_share
         split = split_records(records, Shares(validation=share, test=0.0), settings.seed)

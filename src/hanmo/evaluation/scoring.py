@@ -1,4 +1,4 @@
-"""Systems measured on the records of a task: every number with its interval, its signature and what it is compared with.
+"""Systems measured on the records of a task: each number with interval, signature, and what it is compared with.
 
 Intervals are percentiles of a bootstrap over records; two systems are compared on the same draws of the same records
 (a paired bootstrap), and where an answer is right or wrong as a whole, by McNemar's exact test, too.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hanmo.errors import UsageError, nearest
-from hanmo.tasks.base import Task
+
+if TYPE_CHECKING:
+    from hanmo.tasks.base import Task
 
 MODULES = {  # name: class; its module has the name of the task
     "classification": "Classification",

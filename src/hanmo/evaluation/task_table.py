@@ -1,0 +1,113 @@
+"""Scores of systems as plain text: a line for each, every number with its interval, then who is better in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hanmo.evaluation.scoring import Difference, Measured, Score
+from hanmo.language import pick
+from hanmo.progress import display_width
+
+MEASURES = {  # names for people; those of which only one form is usual stay as they are
+    "accuracy": ("accuracy", "准确率"),
+    "macro_f1": ("macro F1", "宏平均 F1"),
+    "micro_f1": ("micro F1", "微平均 F1"),
+    "ece": ("ECE", "ECE"),
+    "f1": ("F1", "F1"),
+    "precision": ("precision", "精确率"),
+    "recall": ("recall", "召回率"),
+    "exact_match": ("exact match", "完全匹配"),
+    "token_accuracy": ("token accuracy", "词元准确率"),
+    "bleu": ("BLEU", "BLEU"),
+    "chrf": ("chrF", "chrF"),
+}
+
+
+def title(measure: str) -> str:
+    """The name of a measure for people."""
+    return pick(*MEASURES.get(measure, (measure, measure)))
+
+
+def cell(measured: Measured | None) -> str:
+    """A number and its interval."""
+    if measured is None or measured.value != measured.value:
+        return "-"
+    if measured.interval is None:
+        return f"{measured.value:.4f}"
+    return f"{measured.value:.4f} [{measured.interval.low:.3f}, {measured.interval.high:.3f}]"
+
+
+def columns(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells under each other: the first column to the left, the others to the right; a rule under the head."""
+    widths = [max(display_width(line[place]) for line in cells) for place in range(len(cells[0]))]
+    lines = []
+    for line in cells:
+        parts = []
+        for place, (text, width) in enumerate(zip(line, widths, strict=True)):
+            space = " " * (width - display_width(text))
+            parts.append(text + space if place == 0 else space + text)
+        lines.append("  ".join(parts).rstrip())
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def render_scores(
+    scores: Sequence[Score], differences: Sequence[Difference] = (), *, chance: Mapping[str, float] | None = None
+) -> str:
+    """A table of systems on the same records.
+
+    Args:
+        scores: in the order to show.
+        differences: told in a sentence each under the table.
+        chance: what blind guessing reaches, by measure.
+    """
+    names = list(dict.fromkeys(name for score in scores for name in score.measures))
+    names.sort(key=lambda name: name != scores[0].primary)
+    head = [pick("system", "系统"), *map(title, names)]
+    rows = [[score.name, *(cell(score.measures.get(name)) for name in names)] for score in scores]
+    if chance:
+        guess = [f"{chance[name]:.4f}" if name in chance else "-" for name in names]
+        rows.insert(0, [pick("blind guess", "随机猜测"), *guess])
+    lines = columns([head, *rows])
+    clean = [score for score in scores if score.without_leaks]
+    if clean:
+        lines += ["", pick("without the records that the training data hold:", "去除训练集中出现过的记录后：")]
+        lines += columns(
+            [head, *([s.name, *(cell((s.without_leaks or {}).get(name)) for name in names)] for s in clean)]
+        )
+    n = scores[0].n
+    lines += [
+        "",
+        pick(
+            f"n = {n:,}; in brackets 95 % intervals (bootstrap over records)",
+            f"n = {n:,}；方括号内为 95% 置信区间（对记录做自助法）",
+        ),
+    ]
+    lines += [difference.sentence() for difference in differences]
+    lines += [f"{score.name}: {score.signature}" for score in scores]
+    return "\n".join(lines)
+
+
+def render_details(details: Mapping[str, Any]) -> str:
+    """Measures by label, and the table of confusions where it is small enough; empty where there are none."""
+    lines: list[str] = []
+    if by_label := details.get("labels"):
+        fields = list(next(iter(by_label.values())))
+        head = [pick("label", "标签"), *(pick(*MEASURES.get(field, (field, field))) for field in fields)]
+        body = [
+            [label, *(f"{row[f]:.3f}" if isinstance(row[f], float) else str(row[f]) for f in fields)]
+            for label, row in by_label.items()
+        ]
+        lines += columns([head, *body])
+    confusion = details.get("confusion")
+    if confusion and by_label and len(by_label) <= 12:
+        names = [*by_label, pick("other", "其他")]
+        lines += ["", pick("rows: right labels, columns: given ones", "行：正确标签；列：给出的标签")]
+        used = [i for i in range(len(names)) if i < len(by_label) or any(row[i] for row in confusion)]
+        lines += columns(
+            [
+                ["", *(names[i] for i in used)],
+                *([name, *(str(row[i]) for i in used)] for name, row in zip(names, confusion, strict=False)),
+            ]
+        )
+    return "\n".join(lines)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hanmo.cli.finetune import FinetuneSettings
+from hanmo.cli.finetune import NEW, FinetuneSettings
+from hanmo.cli.fresh import new_base
 from hanmo.cli.splits import Splits
 from hanmo.errors import ModelError
 from hanmo.language import pick
@@ -68,7 +69,10 @@ def load_base(settings: FinetuneSettings, splits: Splits) -> Base:
     from hanmo.text.chat_targets import with_chat_tokens
     from hanmo.training.objectives.instructions import widen
 
-    path, loaded = load_transformer(settings.base, offline=settings.offline)
+    if settings.base == NEW:
+        path, loaded = new_base(settings, splits)
+    else:
+        path, loaded = load_transformer(settings.base, offline=settings.offline)
     config = loaded.config
     probe = Transformer.__new__(Transformer)  # only its configuration is asked for
     probe.__dict__["config"] = config

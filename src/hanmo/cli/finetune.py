@@ -30,6 +30,8 @@ TASKS = (
 )
 RECORDS = tuple(task for task in TASKS if task != "text")  # tasks whose data are records
 LORA_ONLY = ("rank", "alpha", "targets", "dora", "rslora", "lora_dropout")
+NEW = "new"  # as a base: none
+SIZES = {"tiny": (64, 2), "small": (192, 3), "medium": (256, 4), "base": (512, 6)}  # width, layers of either side
 ONLY_FOR = {  # settings that only some tasks have
     "fields": RECORDS,
     "validation": RECORDS,
@@ -53,6 +55,9 @@ ONLY_FOR = {  # settings that only some tasks have
     "group": ("embeddings",),
     "temperature": ("embeddings",),
     "smoothing": ("seq2seq",),
+    "both_ways": ("seq2seq",),
+    "vocab_size": ("seq2seq",),
+    "size": ("seq2seq",),
     "teacher": ("classification", "instructions", "seq2seq"),
 }
 
@@ -73,7 +78,11 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
         zh="任务；text 表示用纯文本继续预训练",
         choices=TASKS,
     )
-    base: str = option("", "model to begin with: a folder, a run, or a name of hanmo models", zh="基础模型")
+    base: str = option(
+        "",
+        "model to begin with: a folder, a run, or a name of hanmo models; seq2seq: new begins with none",
+        zh="基础模型：文件夹、运行目录或 hanmo models 中的名称；seq2seq 可用 new 从零训练",
+    )
     validation: str | None = option(
         None,
         "records to validate on; default: a tenth of the data, chosen by content",
@@ -134,6 +143,18 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     group: int = option(32, "embeddings: records that are negatives of each other", zh="向量：互为负例的记录数")
     temperature: float = option(0.05, "embeddings: by which cosines are divided", zh="向量：余弦除以的温度")
     smoothing: float = option(0.0, "seq2seq: label smoothing", zh="序列到序列：标签平滑")
+    both_ways: bool = option(
+        False,
+        "seq2seq: learn to translate Chinese pairs in both directions with one model",
+        zh="序列到序列：一个模型同时学习中外互译两个方向",
+    )
+    vocab_size: int = option(8000, "seq2seq with --base new: tokens of its vocabulary", zh="从零训练时的词表大小")
+    size: str = option(
+        "small",
+        "seq2seq with --base new: width and layers of the network, 192 and 3 + 3 for small",
+        zh="从零训练时网络的宽度与层数；small 为 192 宽、3 + 3 层",
+        choices=tuple(SIZES),
+    )
     teacher: str | None = option(
         None, "also learn from this larger model (distillation)", zh="同时向更大的模型学习（蒸馏）", metavar="MODEL"
     )
@@ -161,6 +182,7 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
                 fix="hanmo finetune data.jsonl --task instructions --base smollm2-135m-instruct",
                 zh="缺少 --base：微调需要一个基础模型，例如 --base smollm2-135m-instruct",
             )
+        self.check_new()
         if not self.paths:
             raise UsageError("there are no data", fix="give a file, e.g. data.jsonl", zh="没有数据：请给出文件")
         usual = {item: getattr(FinetuneSettings(), item) for item in (*LORA_ONLY, *ONLY_FOR)}
@@ -214,6 +236,26 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
             )
         self.field_names()
         self.new_names()
+
+    def check_new(self) -> None:
+        """Raise UsageError for what a model without weights cannot do."""
+        usual = FinetuneSettings()
+        if self.base != NEW:
+            given = next((name for name in ("vocab_size", "size") if getattr(self, name) != getattr(usual, name)), None)
+            if given and self.task == "seq2seq":
+                raise UsageError(
+                    f"{flag(given)} belongs to --base new",
+                    why="a base that is read has its vocabulary and its size",
+                    fix="leave it out",
+                    zh=f"{flag(given)} 只与 --base new 合用；已有的基础模型自带词表与大小",
+                )
+        elif self.task != "seq2seq" or self.lora or self.last_layers is not None:
+            raise UsageError(
+                "--base new is for --task seq2seq, with all weights trained",
+                why="adapters and heads need a network that knows something already",
+                fix="hanmo pretrain makes a language model from texts; hanmo models lists bases",
+                zh="--base new 只用于 --task seq2seq 且训练全部权重；从文本训练语言模型请用 hanmo pretrain",
+            )
 
 
 def run(settings: FinetuneSettings) -> Outcome:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hanmo.cli.finetune import FinetuneSettings
+from hanmo.cli.finetune import NEW, FinetuneSettings
 from hanmo.cli.splits import Splits
 from hanmo.folder import read_json, write_json
 from hanmo.language import pick
@@ -48,6 +48,8 @@ def find_scores(
     if settings.resume:
         return read_scores(read_json(path)["scores"]) if path.is_file() else []
     scores: list[Score] = []
+    if settings.base == NEW:
+        return []
     if settings.task in CAN_ALREADY:
         scores = [Score(pick("the base, before", "训练前的基础模型"), measure_base())]
     elif settings.task in CLASSICAL:

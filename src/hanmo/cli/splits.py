@@ -72,6 +72,10 @@ def read_splits(run: Path, settings: FinetuneSettings, *, follower: bool) -> Spl
         train, validation = list(split.train), list(split.validation)
     if settings.task == "semantic-roles":
         train, validation = marked(train, validation)
+    if settings.both_ways:
+        from hanmo.cli.fresh import both_ways
+
+        train, validation = both_ways(train), both_ways(validation)
     if settings.task in ("classification", "tagging", "semantic-roles"):
         check_labels(train, validation)
     digest = hashlib.sha256()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.bases import ADAPTER, Base, choose_weights, load_base, load_transformer, require_decoder
 from hanmo.cli.contexts import Fits
-from hanmo.cli.finetune import FinetuneSettings
+from hanmo.cli.finetune import NEW, FinetuneSettings
 from hanmo.cli.fitting import loop_settings, use_precision
 from hanmo.cli.goals import HEADS, Goal, settle_micro_batch
 from hanmo.cli.road import NOT_DECISIVE, clear_run, refuse_other_recipe, restore_choices, versions
@@ -160,7 +160,7 @@ def settle_horizon(settings: FinetuneSettings, resolution: Resolution, base: Bas
     return choose_tuning(
         settings,
         resolution,
-        task=settings.task,
+        task=settings.base if settings.base == NEW else settings.task,
         width=base.model.config.hidden_size,
         examples=max(1, goal.examples),
         lora=settings.lora,
@@ -348,6 +348,10 @@ def save(
     config = model.config
     if config.lm and config.causal and config.encoder is None:
         provenance["prompt_prefix"] = stored_prefix(base.path, base.loaded)
+    if settings.both_ways:
+        from hanmo.cli.fresh import PREFIXES
+
+        provenance["target_prefixes"] = PREFIXES
     generation = dict(base.loaded.generation)
     if goal.stop_ids:
         given = generation.get("eos_token_id")

@@ -84,6 +84,10 @@ class LanguageModel:
             else (:mod:`hanmo.inference.speculation`).
         draft: a smaller model with the same tokenizer, which makes the guesses instead.
 
+    Attributes:
+        target_prefixes: what a source has to begin with, by the language (``zh``, ``en``) that it is to become, where
+            one encoder-decoder translates in both directions.
+
     Prompts given as ids are never changed. An empty prompt starts from the prefix, else from BOS or EOS.
 
     >>> model.generate("Once upon a time", max_new_tokens=20)[0].text       # doctest: +SKIP
@@ -110,6 +114,7 @@ class LanguageModel:
         self.name = name
         self.prompt_prefix, self.prompt_suffix = list(prompt_prefix), list(prompt_suffix)
         ends = [*eos_ids, tokenizer.eos_id, *(tokenizer.special_tokens.get(token) for token in END_OF_TURN)]
+        self.target_prefixes: dict[str, str] = {}
         self.eos_ids = frozenset(id for id in ends if id is not None)
         size = min(self.network.vocab_size, tokenizer.vocab_size)  # padded embeddings were never trained
         self.forbidden_ids = [id for id in forbidden_ids if 0 <= id < size]

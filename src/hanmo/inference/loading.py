@@ -238,7 +238,11 @@ def load_transformer(loaded: LoadedModel, path: Path, place: Place, name: str) -
         forced = loaded.generation.get("forced_bos_token_id")  # BART's summaries begin with a second one
         start_ids = [start_id] if forced is None else [start_id, forced]
         network = build_on(loaded, place.device)
-        return assemble(network, loaded, name=name, prefix=prefix, suffix=suffix, start_ids=start_ids)
+        model = assemble(network, loaded, name=name, prefix=prefix, suffix=suffix, start_ids=start_ids)
+        told = read_manifest(path).get("target_prefixes") if path.is_dir() else None
+        if isinstance(told, dict):
+            model.target_prefixes = {str(language): str(text) for language, text in told.items()}
+        return model
     from hanmo.inference.encoder import TextEncoder
 
     network, precision = build_on(loaded, place.device), place.precision or "fp32"

@@ -14,6 +14,12 @@ BATCH = 64  # texts that are written together, of about one length
 LEAST_NEW = 24  # tokens
 
 
+def bare(text: str) -> str:
+    """Nothing stands before a text."""
+    del text
+    return ""
+
+
 class Rewriter:
     """A language model that is given a text and writes another one.
 
@@ -24,11 +30,17 @@ class Rewriter:
         prompt: how a text is asked about.
         growth: tokens that are written at most for each that is read.
         most: tokens of an answer at most.
-        prefix: stands before a text that an encoder-decoder reads, such as "summarize: ".
+        prefix: what stands before a text that an encoder-decoder reads, such as "summarize: ".
     """
 
     def __init__(
-        self, model: Any, prompt: Callable[[str], Prompt], *, growth: float, most: int = 512, prefix: str = ""
+        self,
+        model: Any,
+        prompt: Callable[[str], Prompt],
+        *,
+        growth: float,
+        most: int = 512,
+        prefix: Callable[[str], str] = bare,
     ) -> None:
         self.speaker, self.prompt, self.growth, self.most, self.prefix = Speaker(model), prompt, growth, most, prefix
         self.model = model
@@ -53,7 +65,7 @@ class Rewriter:
         if limit is None:
             return self.tokens(text) <= 2 * self.most
         if self.bare:
-            read = self.tokens(self.prefix + text) + len(self.model.prompt_prefix) + len(self.model.prompt_suffix)
+            read = self.tokens(self.prefix(text) + text) + len(self.model.prompt_prefix) + len(self.model.prompt_suffix)
             return bool(self.model.room(read) >= LEAST_NEW + int(self.growth * self.tokens(text)))
         answer = LEAST_NEW + int(self.growth * self.tokens(text))
         return self.speaker.size(self.prompt(text)) + min(answer, self.most) <= int(limit)
@@ -115,6 +127,6 @@ class Rewriter:
         new = max(map(self.wanted, texts))
         if not self.bare:
             return self.speaker.write([self.prompt(text) for text in texts], max_new_tokens=new)
-        prompts = [self.prefix + text for text in texts]
+        prompts = [self.prefix(text) + text for text in texts]
         written = self.model.generate(prompts, temperature=0.0, max_new_tokens=new)
         return [completion.text.strip() for completion in sorted(written, key=lambda item: item.index)]

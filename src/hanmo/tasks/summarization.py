@@ -40,7 +40,7 @@ class Summarizer(System[Pair, str]):
         self.words = self.usual_length(train)
         self.shots: tuple[tuple[str, str], ...] = ()
         tokens = 4 * self.words if self.words else USUAL_TOKENS
-        self.rewriter = Rewriter(model, self.prompt, growth=1.0, most=max(48, tokens), prefix=form.instruction or "")
+        self.rewriter = Rewriter(model, self.prompt, growth=1.0, most=max(48, tokens), prefix=self.prefix)
         self.kind = self.rewriter.speaker.kind
         if not self.rewriter.bare:
             field = self.wording("")[1]
@@ -64,6 +64,11 @@ class Summarizer(System[Pair, str]):
             return self.given or f"概括下面的文本，{size}，只回答摘要。", "文本：", "摘要："
         size = f"at most {self.words} words" if self.words else "at most three sentences"
         return self.given or f"Summarize the text in {size}. Answer with the summary only.", "Text: ", "Summary:"
+
+    def prefix(self, text: str) -> str:
+        """What an encoder-decoder reads before a text."""
+        del text
+        return self.given or ""
 
     def prompt(self, text: str) -> Prompt:
         """How a text is asked about."""

@@ -118,7 +118,7 @@ class Translator(System[Pair, str]):
         if train:
             self.languages = chinese([record.source for record in train]), chinese([record.target for record in train])
         self.shots: tuple[tuple[str, str], ...] = ()
-        self.rewriter = Rewriter(model, self.prompt, growth=GROWTH, most=1024, prefix=form.instruction or "")
+        self.rewriter = Rewriter(model, self.prompt, growth=GROWTH, most=1024, prefix=self.prefix)
         self.kind = self.rewriter.speaker.kind
         if not self.rewriter.bare:
             _, field, _ = self.words("")
@@ -129,12 +129,21 @@ class Translator(System[Pair, str]):
 
     def words(self, text: str) -> tuple[str, str, str]:
         """Instruction, name of the source, name of the translation."""
-        languages = self.languages
-        if languages is None:
-            source = chinese([text])
-            languages = (source, not source)
-        own, field, lead = INSTRUCTIONS[languages]
+        own, field, lead = INSTRUCTIONS[self.direction(text)]
         return self.given or own, field, lead
+
+    def direction(self, text: str) -> tuple[bool, bool]:
+        """Whether the source is Chinese, and the translation."""
+        if self.languages is not None:
+            return self.languages
+        source = chinese([text])
+        return source, not source
+
+    def prefix(self, text: str) -> str:
+        """What an encoder-decoder reads before a source: as told, else what it has learnt to be told."""
+        told: Mapping[str, str] = getattr(self.rewriter.model, "target_prefixes", {})
+        own = told.get("zh" if self.direction(text)[1] else "en", "")
+        return own if self.given is None else self.given
 
     def prompt(self, text: str) -> Prompt:
         """How a source is asked about."""

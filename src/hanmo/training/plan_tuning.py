@@ -40,6 +40,7 @@ USUAL = {
     "semantic-roles": HEADS,
     "question-answering": HEADS,
     "seq2seq": Usual(1e-4, 16, 5, "Raffel et al. 2020, appendix; AdamW instead of Adafactor"),
+    "new": Usual(6e-4, 64, 20, "Vaswani et al. 2017, section 5.3: about 1e-3 at width 256"),
     "instructions": Usual(5e-5, 16, 3, "Taori et al. 2023 (Alpaca), the rate scaled to the width"),
     "preferences": Usual(1e-6, 16, 1, "Rafailov et al. 2023, appendix B"),
     "embeddings": Usual(5e-5, 1, 3, "Reimers and Gurevych 2019"),

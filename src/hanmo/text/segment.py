@@ -157,7 +157,7 @@ def word_classes() -> dict[str, str]:
     Raises:
         ResourceError: the package ``jieba`` is not installed.
 
-    >>> word_classes()["北京"], word_classes()["跑步"]
+    >>> word_classes()["北京"], word_classes()["学习"]
     ('ns', 'v')
     """
     jieba = load_jieba(pick("looking up Chinese words", "查中文词典"))

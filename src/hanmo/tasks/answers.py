@@ -1,7 +1,7 @@
 """Answers to questions, and how they are measured: by the rules of SQuAD for English, of CMRC 2018 for Chinese.
 
-SQuAD (Rajpurkar et al. 2016; 2018 for questions without an answer): lower case, without the marks of ASCII, without the
-articles a, an, the; an answer is exact where nothing else differs, and F1 is that of its words as a bag.
+SQuAD (Rajpurkar et al. 2016; 2018 for questions without an answer): lower case, without the marks of ASCII, without
+the articles a, an, the; an answer is exact where nothing else differs, and F1 is that of its words as a bag.
 
 CMRC 2018 (Cui et al. 2019): lower case, without some marks; Chinese characters stand alone, anything between them is cut
 into words by NLTK. F1 follows from the longest run of tokens that answer and truth share. NLTK's words are those of its
@@ -50,13 +50,11 @@ class Passage:
 
     Attributes:
         file, line: where it begins; no file where the passage was given with the question.
-        start: the character of the document at which it begins.
     """
 
     text: str
     file: str = ""
     line: int = 0
-    start: int = 0
 
     @property
     def where(self) -> str:
@@ -70,7 +68,7 @@ class Reply:
 
     Attributes:
         text: empty where the passage does not tell.
-        start: the character of the passage at which the answer begins; None where it does not stand there word for word.
+        start: the character of the passage at which the answer begins; None where it does not stand there literally.
         score: by which the answers of a system can be compared; None where it gives none.
         passage: what was read; of several the one that the answer is from, or the likeliest one where none tells.
         found: the passages that a search gave, the best first; empty where none was made.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MODULES = {  # name: class; its module has the name of the task
     "classification": "Classification",
     "tagging": "Tagging",
+    "question-answering": "QuestionAnswering",
     "semantic-roles": "SemanticRoles",
     "summarization": "Summarization",
     "translation": "Translation",
@@ -26,6 +27,9 @@ ALIASES = {
     "ner": "tagging",
     "pos": "tagging",
     "segmentation": "tagging",
+    "qa": "question-answering",
+    "questions": "question-answering",
+    "reading": "question-answering",
     "srl": "semantic-roles",
     "mt": "translation",
     "translate": "translation",
@@ -61,3 +65,12 @@ def find_task(name: str) -> Task[Any, Any]:
     module = importlib.import_module(f"hanmo.tasks.{name.replace('-', '_')}")
     task: Task[Any, Any] = getattr(module, MODULES[name])()
     return task
+
+
+def training_of(name: str) -> str:
+    """The task of ``hanmo finetune`` that teaches a task; other names stay as they are.
+
+    >>> training_of("qa"), training_of("summary"), training_of("preferences")
+    ('question-answering', 'seq2seq', 'preferences')
+    """
+    return find_task(name).training if name in MODULES or name in ALIASES else name

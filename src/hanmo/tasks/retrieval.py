@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PASSAGE = 900  # of a passage at most, in the width of letters
 HAN_WIDTH = 3  # a Chinese character says about as much as three letters
+UNCUT = 1 << 60
 LEAST = 300  # from which width on a paragraph's end may end a passage
 CONSTANT = 60  # of reciprocal ranks
 K1, B = 1.2, 0.75
@@ -125,6 +126,17 @@ def sentence_spans(text: str, begin: int, end: int, most: int) -> Iterator[tuple
         yield from parts(text, start, place, most)
 
 
+def sentences_in(text: str) -> list[tuple[int, str]]:
+    """The sentences of a text, each with the character at which it begins.
+
+    >>> sentences_in("He came. He\\nsaw.")
+    [(0, 'He came.'), (9, 'He\\nsaw.')]
+    """
+    paragraphs = spans_between(BLANK_LINES, text)
+    spans = (span for paragraph in paragraphs for span in sentence_spans(text, *paragraph, UNCUT))
+    return [(start, text[start:end]) for start, end in spans]
+
+
 def parts(text: str, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
     """A span that is too wide in as many parts as it takes, without white space at their ends."""
     while start < end and text[start].isspace():
@@ -146,7 +158,7 @@ def passages_of(text: str, file: str = "", line: int = 1, most: int = PASSAGE) -
     for start, end in cut_passages(text, most):
         line += text.count("\n", counted, start)
         counted = start
-        yield Passage(text[start:end], file, line if file else 0, start)
+        yield Passage(text[start:end], file, line if file else 0)
 
 
 def passages_of_documents(documents: Iterable[Document], most: int = PASSAGE) -> list[Passage]:

@@ -1,12 +1,12 @@
 """Answers to questions, and how they are measured: by the rules of SQuAD for English, of CMRC 2018 for Chinese.
 
-SQuAD (Rajpurkar et al. 2016; 2018 for questions without an answer): lower case, without the marks of ASCII, without
-the articles a, an, the; an answer is exact where nothing else differs, and F1 is that of its words as a bag.
+SQuAD (Rajpurkar et al. 2016; 2018 for questions without an answer): lower case, without the marks of ASCII, and
+without the articles a, an, the; an answer is exact where nothing else differs; F1 is that of its words as a bag.
 
-CMRC 2018 (Cui et al. 2019): lower case, without some marks; Chinese characters stand alone, anything between them is cut
-into words by NLTK. F1 follows from the longest run of tokens that answer and truth share. NLTK's words are those of its
-Treebank tokenizer; the script lets a trained model look for sentences before, which only matters to answers that hold
-several English sentences.
+CMRC 2018 (Cui et al. 2019): lower case, without some marks; Chinese characters stand alone, anything between them is
+cut into words by NLTK. F1 follows from the longest run of tokens that answer and truth share. NLTK's words are those of
+its Treebank tokenizer; the script lets a trained model look for sentences before, which only matters to answers that
+hold several English sentences.
 
 Either way the best of several right answers counts, and where there is none, the answer must be empty.
 
@@ -71,14 +71,14 @@ class Reply:
         start: the character of the passage at which the answer begins; None where it does not stand there literally.
         score: by which the answers of a system can be compared; None where it gives none.
         passage: what was read; of several the one that the answer is from, or the likeliest one where none tells.
-        found: the passages that a search gave, the best first; empty where none was made.
+        found: the passages that a search gave, the best first; None where none was made.
     """
 
     text: str
     start: int | None = None
     score: float | None = None
     passage: Passage | None = None
-    found: tuple[Passage, ...] = ()
+    found: tuple[Passage, ...] | None = None
 
 
 # SQuAD and CMRC -------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class AnswerMetric(Metric[QuestionAnswer, Reply]):
                 row[3:5] = 1, exact
                 continue
             row[:3] = 1, exact, f1
-            if answer.found:
+            if answer.found is not None:
                 rank = self.rank(record, answer.found)
                 row[5:] = 1, *(rank < k for k in RANKS)
         return rows

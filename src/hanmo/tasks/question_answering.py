@@ -128,8 +128,8 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
 
     def chance(self, records: Sequence[QuestionAnswer]) -> dict[str, float]:
         """The F1 of any sentence of the text, whichever it is; of some records, evenly from first to last."""
-        some = [records[place * len(records) // GUESSED] for place in range(GUESSED)]
-        some = list(records) if len(records) <= GUESSED else some
+        step = -(-len(records) // GUESSED)
+        some = records[:: max(1, step)]
         metric, total = self.metric(records), 0.0
         for record in some:
             sentences = sentences_in(record.context)

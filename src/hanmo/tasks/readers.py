@@ -20,8 +20,7 @@ from hanmo.tasks.retrieval import PassageIndex, best_first, cut_passages, senten
 LONGEST_ANSWER = 64  # tokens of a language model
 LONGEST_SHOT = 600  # characters of the text of a worked example
 LONGEST_QUESTION = 500  # characters of a question that a language model reads
-PIECE = 600  # width of the pieces of a text that is longer than the context
-LEAST_ROOM = 24  # tokens
+PIECES = (600, 150, 40)  # width of the pieces of a text that is longer than the context; smaller where none fits
 BLANKS = re.compile(r"\s+")
 NOTHING = re.compile(
     r"\W*(?:no[ -]?answer|unanswerable|not? (?:stated|mentioned|given)|the text does not (?:say|tell)"
@@ -167,19 +166,24 @@ class PromptedReader(System[QuestionAnswer, Reply]):
         return limit is None or self.speaker.size(self.prompt(question, context)) + LONGEST_ANSWER <= int(limit)
 
     def readable(self, record: QuestionAnswer) -> tuple[str, str]:
-        """The question and as much of its text as fits, the pieces that are most like the question first chosen."""
+        """The question and as much of its text as fits: the pieces that are most like the question, in their order."""
         asked, text = record.question[:LONGEST_QUESTION], record.context
         if self.fits(asked, text):
             return asked, text
-        spans = list(cut_passages(text, PIECE))
-        kept: list[int] = []
-        for place in best_first(asked, [text[start:end] for start, end in spans]):
-            tried = sorted([*kept, place])
-            if not self.fits(asked, "\n".join(text[slice(*spans[i])] for i in tried)):
-                break
-            kept = tried
-        shown = "\n".join(text[slice(*spans[i])] for i in kept)
-        return asked, shown or text[: PIECE // 2]
+        for size in PIECES:
+            pieces = [text[start:end] for start, end in cut_passages(text, size)]
+            kept: list[int] = []
+            for place in best_first(asked, pieces):
+                tried = sorted([*kept, place])
+                if not self.fits(asked, "\n".join(pieces[i] for i in tried)):
+                    break
+                kept = tried
+            if kept:
+                return asked, "\n".join(pieces[i] for i in kept)
+        text = text[: PIECES[-1]]
+        while len(asked) > 1 and not self.fits(asked, text):
+            asked = asked[: len(asked) // 2]
+        return asked, text
 
     def answer(self, records: Sequence[QuestionAnswer]) -> list[Reply]:
         """What the model writes, found again in the text where it stands there."""

@@ -488,3 +488,15 @@ def test_drcd_in_its_own_layout(shared_data: Path) -> None:
     right = [Reply(record.answers[0][0]) for record in records]
     assert AnswerMetric(records).statistics(records, right)[:, 1:3].min() == 1.0
     assert Counter(bool(record.answers) for record in records) == {True: 200}
+
+
+def test_records_are_written_as_they_are_read(tmp_path: Path) -> None:
+    from hanmo.cli.compare import as_row
+
+    records = [asked("Who?", "Ann is Ann.", "Ann"), asked("Why?", "Ann is here.")]
+    records[0] = QuestionAnswer("q1", "Ann is Ann.", "Who?", (("Ann", 7), ("Ann", 0)), "T")
+    path = lines(tmp_path / "rows.jsonl", [as_row(record) for record in records])
+    back = read_records("question_answer", path)
+    assert [(item.context, item.question, item.answers) for item in back] == [
+        (item.context, item.question, item.answers) for item in records
+    ]

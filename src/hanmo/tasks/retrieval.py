@@ -53,7 +53,7 @@ def search_words(text: str) -> list[str]:
     words: list[str] = []
     dull = stop_words("en")
     pieces = segment(HAN_RUN.sub(" ", plain := searchable(text)), "en")
-    spoken = [piece for piece in pieces if piece[0].isalnum()]
+    spoken = [piece for piece in pieces if piece[0].isalnum() or unicodedata.category(piece[0]) == "So"]
     words += [singular(piece) for piece in spoken if piece not in dull]
     for run in HAN_RUN.findall(plain):
         words += [run[place : place + 2] for place in range(max(1, len(run) - 1))]
@@ -66,12 +66,14 @@ def searchable(text: str) -> str:
 
 
 def singular(word: str) -> str:
-    """An English word without the ending of a plural or a possessive (the rules of Harman 1991)."""
+    """An English word without the ending of a plural or a possessive (after the rules of Harman 1991)."""
     word = word.removesuffix("'s").removesuffix("’s")
     if len(word) < 4 or not word.endswith("s") or not word.isascii():
         return word
     if word.endswith("ies") and word[-4] not in "ae":
         return word[:-3] + "y"
+    if word.endswith(("sses", "shes", "ches", "xes")):
+        return word[:-2]
     if word.endswith("es") and word[-3] not in "aeo":
         return word[:-1]
     return word if word.endswith(("us", "ss", "es")) else word[:-1]
@@ -94,15 +96,15 @@ def cut_passages(text: str, most: int = PASSAGE) -> Iterator[tuple[int, int]]:
     """
     begin = end = held = 0
     for paragraph in spans_between(BLANK_LINES, text):
-        if held >= min(LEAST, most // 3):
+        if held > min(LEAST, most // 3):
             yield begin, end
             held = 0
         for start, stop in sentence_spans(text, *paragraph, most):
-            size = width(text[start:stop])
-            if held and held + size > most:
+            if held and width(text[begin:stop]) > most:
                 yield begin, end
                 held = 0
-            begin, end, held = (start if not held else begin), stop, held + size
+            begin = begin if held else start
+            end, held = stop, width(text[begin:stop])
     if held:
         yield begin, end
 

@@ -256,6 +256,9 @@ def test_of_many_passages_the_best_answer_is_given() -> None:
     nothing = OpenBook(SpanReader(spans), index, 2).answer([asked("星星？", "")])
     assert nothing == [Reply("", None, None, None, ())]
     assert best_of({0: Reply("x"), 1: Reply("y")}, index.passages).text == "x"
+    near = {0: Reply("x", score=5.0), 1: Reply("y", score=6.0), 2: Reply("z", score=9.0)}
+    assert best_of(near, index.passages).text == "z"  # 9 - 3 log 3 = 5.7
+    assert best_of({0: near[0], 1: near[1]}, index.passages).text == "x"  # 6 - 3 log 2 = 3.9
     assert best_of({0: Reply(""), 1: Reply("y")}, index.passages).passage == index.passages[1]
 
 

@@ -121,10 +121,8 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
         text = answer.text or pick("no answer", "没有答案")
         if self.index is None or answer.passage is None or not answer.text:
             return text
-        cited = " ".join(answer.passage.text.split())
-        shown = cited if len(cited) <= SHOWN else cited[: SHOWN - 1] + "…"
         where = f"{answer.passage.where}: " if answer.passage.where else ""
-        return f"{text}\n  {where}{shown}"
+        return f"{text}\n  {where}{excerpt(answer.passage.text, answer.start or 0)}"
 
     def chance(self, records: Sequence[QuestionAnswer]) -> dict[str, float]:
         """The F1 of any sentence of the text, whichever it is; of some records, evenly from first to last."""
@@ -135,3 +133,14 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
             sentences = sentences_in(record.context)
             total += sum(metric.best(record, text)[1] for _, text in sentences) / max(1, len(sentences))
         return {"f1": total / len(some)} if some and self.index is None else {}
+
+
+def excerpt(text: str, place: int, most: int = SHOWN) -> str:
+    """A text on one line; of a long one what stands around a place.
+
+    >>> excerpt("one two\\nthree four five", 9, 12)
+    '…two three f…'
+    """
+    begin = max(0, min(place - most // 2, len(text) - most))
+    shown = " ".join(text[begin : begin + most].split())
+    return "…" * (begin > 0) + shown + "…" * (begin + most < len(text))

@@ -250,8 +250,8 @@ class OpenBook(System[QuestionAnswer, Reply]):
     """A reader whose passages are found by a search; the best of their answers is given.
 
     Which is best, the reader's score says, less what it takes to believe a passage that was found later: three times
-    the logarithm of its rank, about as much rarer as such passages are right. (Of 839 questions of SQuAD 78 % have their
-    passage at rank 1, some 3 % at each of the next four.) Of a reader without scores it is the first answer.
+    the logarithm of its rank, about as much rarer as such passages are right. (Of 839 questions of SQuAD 76 % have
+    their passage at rank 1, some 3 % at each of the next four.) Of a reader without scores it is the first answer.
 
     Args:
         reader: answers questions about a text.

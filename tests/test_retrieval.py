@@ -18,6 +18,7 @@ from hanmo.tasks.retrieval import (
     HAN_WIDTH,
     PASSAGE,
     PassageIndex,
+    asked_words,
     best_first,
     cut_passages,
     passages_of,
@@ -96,7 +97,7 @@ def test_documents_are_read_as_files_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("The cities' glasses, buses and Paris's", ["city", "glass", "buse", "pari"]),
+        ("The cities' glasses, buses and Paris's", ["the", "city", "glass", "buse", "and", "pari"]),
         ("ＡＢＣ１２３", ["abc123"]),
         ("長江", ["长江"]),
         ("猫", ["猫"]),
@@ -108,6 +109,12 @@ def test_documents_are_read_as_files_are(tmp_path: Path) -> None:
 )
 def test_words_of_a_search(text: str, words: list[str]) -> None:
     assert search_words(text) == words
+
+
+def test_words_that_say_little_are_looked_for_only_where_there_are_no_others() -> None:
+    assert asked_words("What is this made of?") == ["made"]
+    assert asked_words("What is this?") == ["what", "is", "thi"]
+    assert asked_words("😀?") == ["😀"] and asked_words("谁？") == ["谁"] and asked_words("") == []
 
 
 # Search ---------------------------------------------------------------------------------------------------------------

@@ -408,7 +408,9 @@ def test_qa_on_the_command_line(
     assert "没有答案" in capsys.readouterr().out
 
 
-def test_evaluate_with_and_without_a_search(trained: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_with_and_without_a_search(
+    trained: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, data = trained
     for more, measures in (([], {"no_answer_accuracy"}), (["--open-book"], {"recall@1", "recall@20"})):
         capsys.readouterr()
@@ -416,6 +418,11 @@ def test_evaluate_with_and_without_a_search(trained: tuple[str, str], capsys: py
         scores = json.loads(capsys.readouterr().out)["scores"]
         assert len(scores) == 2 and all(measures <= set(row["measures"]) for row in scores)
         assert ("passages:18" in scores[-1]["signature"]) is bool(more)
+    (tmp_path / "notes.txt").write_text("Someone lives in Paris. Where?\n\nNobody knows where.", encoding="utf-8")
+    command = ["evaluate", "--task", "qa", "--data", data, "--model", model, "--json", "--limit", "12"]
+    assert main([*command, "--documents", str(tmp_path / "notes.txt"), "--top", "1"]) == 0
+    measures = json.loads(capsys.readouterr().out)["scores"][-1]["measures"]
+    assert 0 < measures["recall@1"]["value"] < 1
 
 
 # Mistakes -------------------------------------------------------------------------------------------------------------

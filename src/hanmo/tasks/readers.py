@@ -22,6 +22,7 @@ LONGEST_ANSWER = 64  # tokens of a language model
 LONGEST_SHOT = 600  # characters of the text of a worked example
 LONGEST_QUESTION = 500  # characters of a question that a language model reads
 PIECES = (600, 150, 40)  # width of the pieces of a text that is longer than the context; smaller where none fits
+FEW = 20  # texts that are read without telling how it goes
 RARER = 3.0  # of the logarithm of a rank
 BLANKS = re.compile(r"\s+")
 NOTHING = re.compile(
@@ -78,12 +79,14 @@ class SpanReader(System[QuestionAnswer, Reply]):
     def answer(self, records: Sequence[QuestionAnswer]) -> list[Reply]:
         """The best span of each text, or none."""
         self.cut = 0
-        bar = Progress(pick("reading", "阅读"), len(records), "questions")
+        bar = Progress(pick("reading", "阅读"), len(records), "texts") if len(records) > FEW else None
         replies = []
         for number, record in enumerate(records, 1):
             replies.append(self.read(record))
-            bar.update(number)
-        bar.close()
+            if bar is not None:
+                bar.update(number)
+        if bar is not None:
+            bar.close()
         if self.cut:
             notice(
                 pick(
@@ -191,7 +194,7 @@ class PromptedReader(System[QuestionAnswer, Reply]):
         """What the model writes, found again in the text where it stands there."""
         asked = [place for place, record in enumerate(records) if record.context.strip()]
         written = dict.fromkeys(range(len(records)), "")
-        bar = Progress(pick("asking", "提问"), len(asked), "questions")
+        bar = Progress(pick("asking", "提问"), len(asked), "texts")
         for begin in range(0, len(asked), 16):
             some = asked[begin : begin + 16]
             prompts = [self.prompt(*self.readable(records[place])) for place in some]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,20 +44,28 @@ BLANK_LINES = re.compile(r"\n[ \t\u3000]*(?:\n[ \t\u3000]*)+")
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def search_words(text: str) -> list[str]:
-    """What BM25 counts of a text; of one that has nothing but stop words, these.
+def search_words(text: str, without: Container[str] = ()) -> list[str]:
+    """What BM25 counts of a text: words and symbols, but for some; of one that has none, its marks.
 
-    >>> search_words("Which planets are gas giants?"), search_words("长江有多长？")
-    (['planet', 'gas', 'giant'], ['长江', '江有', '有多', '多长'])
+    >>> search_words("The gas giants"), search_words("长江有多长？")
+    (['the', 'gas', 'giant'], ['长江', '江有', '有多', '多长'])
     """
-    words: list[str] = []
-    dull = stop_words("en")
-    pieces = segment(HAN_RUN.sub(" ", plain := searchable(text)), "en")
-    spoken = [piece for piece in pieces if piece[0].isalnum() or unicodedata.category(piece[0]) == "So"]
-    words += [singular(piece) for piece in spoken if piece not in dull]
+    plain = searchable(text)
+    pieces = segment(HAN_RUN.sub(" ", plain), "en")
+    spoken = (piece for piece in pieces if piece[0].isalnum() or unicodedata.category(piece[0]) == "So")
+    words = [singular(piece) for piece in spoken if piece not in without]
     for run in HAN_RUN.findall(plain):
         words += [run[place : place + 2] for place in range(max(1, len(run) - 1))]
-    return words or spoken or pieces
+    return words or ([] if without else pieces)
+
+
+def asked_words(question: str) -> list[str]:
+    """What is looked for: the words without those that say little, unless there are no others.
+
+    >>> asked_words("Which planets are gas giants?"), asked_words("Who is it?")
+    (['planet', 'gas', 'giant'], ['who', 'is', 'it'])
+    """
+    return search_words(question, stop_words("en")) or search_words(question)
 
 
 def searchable(text: str) -> str:
@@ -211,7 +219,7 @@ class PassageIndex:
 
     def scores(self, question: str) -> Floats:
         """BM25 of every passage, ``[P]``; 0 where no word of the question stands."""
-        words = [word for word in search_words(question) if word in self.known]
+        words = [word for word in asked_words(question) if word in self.known]
         if self.bm25 is None or not words:
             return np.zeros(len(self.passages))
         return np.asarray(self.bm25.get_scores(words), dtype=np.float64)

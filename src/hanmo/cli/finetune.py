@@ -80,8 +80,10 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     )
     base: str = option(
         "",
-        "model to begin with: a folder, a run, or a name of hanmo models; seq2seq: new begins with none",
-        zh="基础模型：文件夹、运行目录或 hanmo models 中的名称；seq2seq 可用 new 从零训练",
+        "model to begin with: a folder, a run, or a name of hanmo models; seq2seq: new begins with none; "
+        "classification: logistic, svm, naive-bayes, lstm and tagging: crf, bilstm-crf need none",
+        zh="基础模型：文件夹、运行目录或 hanmo models 中的名称；seq2seq 可用 new 从零训练；"
+        "分类可用 logistic、svm、naive-bayes、lstm，标注可用 crf、bilstm-crf，均无需已有模型",
     )
     validation: str | None = option(
         None,
@@ -173,6 +175,8 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work, before any file is read."""
+        from hanmo.cli.learners import check_learner, is_learner
+
         super().check()
         self.check_loop()
         if not self.base:
@@ -234,6 +238,8 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
                 zh="--validation-share 不能为 0：训练依据验证数据保留最好的权重。"
                 "请给 0.1 等比例，或用 --validation 给出文件",
             )
+        if is_learner(self):
+            check_learner(self)
         self.field_names()
         self.new_names()
 
@@ -260,11 +266,14 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
 
 def run(settings: FinetuneSettings) -> Outcome:
     """Train and tell how it ended."""
+    from hanmo.cli.learners import is_learner, teach
     from hanmo.cli.scores import CAN_ALREADY
     from hanmo.cli.tuning import tune
     from hanmo.evaluation.task_baselines import Score, describe_scores, verdict
 
     settings.check()
+    if is_learner(settings):
+        return teach(settings)
     start_workers(settings)
     with run_together(settings.paths, settings) as (folder, processes, device):
         tuned = tune(folder, settings, processes, device)

@@ -58,6 +58,7 @@ ONLY_FOR = {  # settings that only some tasks have
     "both_ways": ("seq2seq",),
     "vocab_size": ("seq2seq",),
     "size": ("seq2seq",),
+    "dropout": ("seq2seq",),
     "teacher": ("classification", "instructions", "seq2seq"),
 }
 
@@ -144,7 +145,11 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     )
     group: int = option(32, "embeddings: records that are negatives of each other", zh="向量：互为负例的记录数")
     temperature: float = option(0.05, "embeddings: by which cosines are divided", zh="向量：余弦除以的温度")
-    smoothing: float = option(0.0, "seq2seq: label smoothing", zh="序列到序列：标签平滑")
+    smoothing: float | None = option(
+        None,
+        "seq2seq: label smoothing; default 0, with --base new 0.1",
+        zh="序列到序列：标签平滑；默认 0，--base new 时为 0.1",
+    )
     both_ways: bool = option(
         False,
         "seq2seq: learn to translate Chinese pairs in both directions with one model",
@@ -156,6 +161,11 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
         "seq2seq with --base new: width and layers of the network, 192 and 3 + 3 for small",
         zh="从零训练时网络的宽度与层数；small 为 192 宽、3 + 3 层",
         choices=tuple(SIZES),
+    )
+    dropout: float | None = option(
+        None,
+        "seq2seq with --base new: share of features left out; default 0.3 for few pairs, 0.1 for many",
+        zh="从零训练时的 dropout 比例；句对较少时默认 0.3，较多时 0.1",
     )
     teacher: str | None = option(
         None, "also learn from this larger model (distillation)", zh="同时向更大的模型学习（蒸馏）", metavar="MODEL"
@@ -245,9 +255,16 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
 
     def check_new(self) -> None:
         """Raise UsageError for what a model without weights cannot do."""
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UsageError(
+                "--dropout is a share from 0 to below 1", fix="leave it out", zh="--dropout 应在 0 到 1 之间（不含 1）"
+            )
         usual = FinetuneSettings()
         if self.base != NEW:
-            given = next((name for name in ("vocab_size", "size") if getattr(self, name) != getattr(usual, name)), None)
+            given = next(
+                (name for name in ("vocab_size", "size", "dropout") if getattr(self, name) != getattr(usual, name)),
+                None,
+            )
             if given and self.task == "seq2seq":
                 raise UsageError(
                     f"{flag(given)} belongs to --base new",

@@ -82,9 +82,9 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     base: str = option(
         "",
         "model to begin with: a folder, a run, or a name of hanmo models; seq2seq: new begins with none; "
-        "classification: logistic, svm, naive-bayes, lstm and tagging: crf, bilstm-crf need none",
+        "classification: logistic, svm, naive-bayes, nb-logistic, lstm and tagging: crf, bilstm-crf need none",
         zh="基础模型：文件夹、运行目录或 hanmo models 中的名称；seq2seq 可用 new 从零训练；"
-        "分类可用 logistic、svm、naive-bayes、lstm，标注可用 crf、bilstm-crf，均无需已有模型",
+        "分类可用 logistic、svm、naive-bayes、nb-logistic、lstm，标注可用 crf、bilstm-crf，均无需已有模型",
     )
     validation: str | None = option(
         None,

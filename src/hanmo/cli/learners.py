@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hanmo.cli.finetune import FinetuneSettings
 
 LEARNERS = {  # by task, what learns from records alone
-    "classification": ("logistic", "svm", "naive-bayes", "lstm"),
+    "classification": ("logistic", "svm", "naive-bayes", "nb-logistic", "lstm"),
     "tagging": ("crf", "bilstm-crf"),
     "semantic-roles": ("crf",),
 }

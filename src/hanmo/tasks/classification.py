@@ -246,6 +246,11 @@ class Classification(Task[Labelled, Verdict]):
         del records
         return [
             Linear(method="naive-bayes", name=pick("naive Bayes", "朴素贝叶斯")),
+            Linear(
+                method="nb-logistic",
+                features="characters",
+                name=pick("logistic regression + naive Bayes", "逻辑回归 + 朴素贝叶斯"),
+            ),
             Linear(method="svm", name=pick("TF-IDF + linear SVM", "TF-IDF + 线性 SVM")),
             RecurrentClassifier(),
         ]

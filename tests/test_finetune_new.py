@@ -40,6 +40,10 @@ def test_one_direction_has_no_prefixes_and_a_run_goes_on(tmp_path: Path, capsys:
     data, run = lines(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "run"
     first = finetune(capsys, data, *NEW, "--max-steps", "3", "--out", str(run))
     assert load(first["model"], device="cpu").target_prefixes == {}
+    settled = json.loads((run / "settings.json").read_text())["settings"]
+    assert (settled["dropout"], settled["smoothing"], settled["learning_rate"]) == (0.3, 0.1, 0.02)
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert config["dropout"] == 0.3
     again = finetune(capsys, data, *NEW, "--max-steps", "3", "--out", str(run), "--resume")
     assert again["measures"] == first["measures"]
 
@@ -50,6 +54,8 @@ def test_one_direction_has_no_prefixes_and_a_run_goes_on(tmp_path: Path, capsys:
         (("--task", "classification", "--base", "new"), "--base new is for --task seq2seq"),
         (("--task", "seq2seq", "--base", "new", "--lora"), "--base new is for --task seq2seq"),
         (("--task", "seq2seq", "--base", "other", "--vocab-size", "400"), "--vocab-size belongs to --base new"),
+        (("--task", "seq2seq", "--base", "new", "--dropout", "1"), "--dropout is a share from 0 to below 1"),
+        (("--task", "seq2seq", "--base", "other", "--dropout", "0.1"), "--dropout belongs to --base new"),
         (("--task", "tagging", "--base", "other", "--both-ways"), "--both-ways means nothing for --task tagging"),
         (("--task", "seq2seq", "--base", "new", "--vocab-size", "100"), "a vocabulary of 100 is too small"),
     ],

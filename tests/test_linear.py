@@ -485,3 +485,14 @@ def test_real_texts(shared_data: Path) -> None:
         train, test = [row for i, row in enumerate(rows) if i % 4], rows[::4]
         model = LinearClassifier("logistic", "words").fit([row[0] for row in train], [row[1] for row in train])
         assert share_right(model, [row[0] for row in test], [row[1] for row in test]) > least
+
+
+def test_nb_logistic_is_the_sum_of_both() -> None:
+    from sklearn.naive_bayes import ComplementNB
+
+    texts, labels = corpus(120, "zh")
+    both, alone = (LinearClassifier(method, "words").fit(texts, labels) for method in ("nb-logistic", "logistic"))
+    matrix = both.vectorizer.weigh(both.vectorizer.counts(texts))
+    bayes = ComplementNB(alpha=0.1).fit(matrix, labels).predict_joint_log_proba(matrix)
+    expected = alone.scores(texts) + bayes - bayes.mean(1, keepdims=True)
+    np.testing.assert_allclose(both.scores(texts), expected, atol=1e-4)

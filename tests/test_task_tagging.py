@@ -22,7 +22,7 @@ from hanmo.models.heads import HeadConfig
 from hanmo.models.linear import LinearClassifier
 from hanmo.tasks.base import Form
 from hanmo.tasks.prompted_spans import PromptedSpans, locate, mentions
-from hanmo.tasks.recurrent_tagger import RecurrentTagger
+from hanmo.tasks.recurrent import RecurrentTagger
 from hanmo.tasks.registry import find_task
 from hanmo.tasks.tagging import Field, Network, Tagging, TagMetric, UsualTag, in_iob2
 

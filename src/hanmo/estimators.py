@@ -36,7 +36,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         base: None for a linear classifier; the name or folder of a transformer, which is fine-tuned; or
             ``"prompt:MODEL"`` for a language model that is shown some of the training texts.
-        method: of a linear classifier: ``"logistic"``, ``"svm"`` or ``"naive-bayes"``.
+        method: of a linear classifier: ``"logistic"``, ``"svm"``, ``"naive-bayes"`` or ``"nb-logistic"``.
         C: its inverse penalty; None: found by cross-validation.
         budget: time for fine-tuning, e.g. ``"2min"``; ``epochs`` instead makes it repeatable.
         shots: texts that a prompt shows.

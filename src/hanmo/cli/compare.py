@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ HELP = "which model is enough for a task: quality, speed, memory, energy and cos
 HELP_ZH = "哪个模型足够完成任务：并列比较质量、速度、内存、能耗与费用"
 TRAINED_ON = ("classification", "tagging", "question-answering", "seq2seq")  # that networks are fine-tuned for
 ROWS = ("labelled", "tagged", "pair", "question_answer")  # records that can be written for them
+LEARNED = "learned"  # folder of what the candidates have learned, until one is recommended
 SHARE_OF_BUDGET = 0.45  # of what is left, for one fine-tuning
 
 
@@ -90,12 +92,15 @@ def run(settings: CompareSettings) -> Outcome:
     parts = divide(settings, task)
     out = Path(settings.out or f"runs/compare-{task.name}")
     out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / LEARNED, ignore_errors=True)
+    (out / LEARNED).mkdir()
     with tempfile.TemporaryDirectory(prefix="hanmo-compare-") as work:
         found = candidates(settings, task, parts)
         trials = [measured(candidate, settings, task, parts, end, Path(work), out) for candidate in found]
     metric = task.metric(parts.test)
     fronts = pareto(trials, metric.primary in metric.lower)
     choice = choose(trials, metric, limits)
+    use = keep_model(trials, choice.recommended, task.name, out)
     name, count = f"hanmo compare · {task.name}", len(parts.test)
     html = comparison_page(name, trials, fronts, choice, limits, metric.primary, count)
     (out / "compare.html").write_text(html, encoding="utf-8")
@@ -108,12 +113,29 @@ def run(settings: CompareSettings) -> Outcome:
         "rows": [as_row(trial, front, limits) for trial, front in zip(trials, fronts, strict=True)],
         "recommended": None if choice.recommended is None else choice.recommended.name,
         "reason": choice.reason,
+        "model": None if choice.recommended is None else choice.recommended.model,
         "difference": None if choice.difference is None else choice.difference.as_data(),
         "page": str(out / "compare.html"),
     }
     write_json(out / "compare.json", data)
     text = render_comparison(trials, fronts, choice, limits, metric.primary, len(parts.test))
-    return Outcome(data, f"{text}\n{out / 'compare.html'}")
+    return Outcome(data, "\n".join(filter(None, (text, use, str(out / "compare.html")))))
+
+
+def keep_model(trials: list[Trial], recommended: Trial | None, task: str, out: Path) -> str:
+    """Keep what the recommended candidate has learned, and throw the others away; says how to use it."""
+    kept = out / "model"
+    if recommended is not None and recommended.model and Path(recommended.model).parent == out / LEARNED:
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.move(recommended.model, kept)
+        recommended.model = str(kept)
+    shutil.rmtree(out / LEARNED, ignore_errors=True)
+    for trial in trials:
+        trial.model = "" if trial.model and Path(trial.model).parent == out / LEARNED else trial.model
+    if recommended is None or not recommended.model:
+        return ""
+    command = f"hanmo {task} --model {recommended.model} TEXT"
+    return pick(f"use it:  {command}", f"使用：{command}")
 
 
 def divide(settings: CompareSettings, task: Any) -> Parts:
@@ -182,7 +204,7 @@ def measured(
         return Trial(title, problem=pick("no time was left", "时间已用完"))
     notice(pick(f"measuring: {title} ({human_time(left)} left)", f"正在评测：{title}（剩余 {human_time(left)}）"))
     if candidate.how != "finetune":
-        return run_trial(candidate, task.name, parts, left)
+        return run_trial(candidate, task.name, parts, left, out / LEARNED / f"{candidate.how}-{candidate.number}")
     began = time.monotonic()
     try:
         model = fine_tune(candidate, settings, task, parts, SHARE_OF_BUDGET * left, left, work, out)

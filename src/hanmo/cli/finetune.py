@@ -59,6 +59,7 @@ ONLY_FOR = {  # settings that only some tasks have
     "both_ways": ("seq2seq",),
     "vocab_size": ("seq2seq",),
     "size": ("seq2seq",),
+    "dropout": ("seq2seq",),
     "teacher": ("classification", "instructions", "seq2seq"),
 }
 
@@ -83,8 +84,10 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     )
     base: str = option(
         "",
-        "model to begin with: a folder, a run, or a name of hanmo models; seq2seq: new begins with none",
-        zh="基础模型：文件夹、运行目录或 hanmo models 中的名称；seq2seq 可用 new 从零训练",
+        "model to begin with: a folder, a run, or a name of hanmo models; seq2seq: new begins with none; "
+        "classification: logistic, svm, naive-bayes, nb-logistic, lstm and tagging: crf, bilstm-crf need none",
+        zh="基础模型：文件夹、运行目录或 hanmo models 中的名称；seq2seq 可用 new 从零训练；"
+        "分类可用 logistic、svm、naive-bayes、nb-logistic、lstm，标注可用 crf、bilstm-crf，均无需已有模型",
     )
     validation: str | None = option(
         None,
@@ -145,7 +148,11 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     )
     group: int = option(32, "embeddings: records that are negatives of each other", zh="向量：互为负例的记录数")
     temperature: float = option(0.05, "embeddings: by which cosines are divided", zh="向量：余弦除以的温度")
-    smoothing: float = option(0.0, "seq2seq: label smoothing", zh="序列到序列：标签平滑")
+    smoothing: float | None = option(
+        None,
+        "seq2seq: label smoothing; default 0, with --base new 0.1",
+        zh="序列到序列：标签平滑；默认 0，--base new 时为 0.1",
+    )
     both_ways: bool = option(
         False,
         "seq2seq: learn to translate Chinese pairs in both directions with one model",
@@ -157,6 +164,11 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
         "seq2seq with --base new: width and layers of the network, 192 and 3 + 3 for small",
         zh="从零训练时网络的宽度与层数；small 为 192 宽、3 + 3 层",
         choices=tuple(SIZES),
+    )
+    dropout: float | None = option(
+        None,
+        "seq2seq with --base new: share of features left out; default 0.3 for few pairs, 0.1 for many",
+        zh="从零训练时的 dropout 比例；句对较少时默认 0.3，较多时 0.1",
     )
     teacher: str | None = option(
         None, "also learn from this larger model (distillation)", zh="同时向更大的模型学习（蒸馏）", metavar="MODEL"
@@ -176,6 +188,8 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work, before any file is read."""
+        from hanmo.cli.learners import check_learner, is_learner
+
         super().check()
         self.check_loop()
         if not self.base:
@@ -237,14 +251,23 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
                 zh="--validation-share 不能为 0：训练依据验证数据保留最好的权重。"
                 "请给 0.1 等比例，或用 --validation 给出文件",
             )
+        if is_learner(self):
+            check_learner(self)
         self.field_names()
         self.new_names()
 
     def check_new(self) -> None:
         """Raise UsageError for what a model without weights cannot do."""
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UsageError(
+                "--dropout is a share from 0 to below 1", fix="leave it out", zh="--dropout 应在 0 到 1 之间（不含 1）"
+            )
         usual = FinetuneSettings()
         if self.base != NEW:
-            given = next((name for name in ("vocab_size", "size") if getattr(self, name) != getattr(usual, name)), None)
+            given = next(
+                (name for name in ("vocab_size", "size", "dropout") if getattr(self, name) != getattr(usual, name)),
+                None,
+            )
             if given and self.task == "seq2seq":
                 raise UsageError(
                     f"{flag(given)} belongs to --base new",
@@ -263,11 +286,14 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
 
 def run(settings: FinetuneSettings) -> Outcome:
     """Train and tell how it ended."""
+    from hanmo.cli.learners import is_learner, teach
     from hanmo.cli.scores import CAN_ALREADY
     from hanmo.cli.tuning import tune
     from hanmo.evaluation.task_baselines import Score, describe_scores, verdict
 
     settings.check()
+    if is_learner(settings):
+        return teach(settings)
     start_workers(settings)
     with run_together(settings.paths, settings) as (folder, processes, device):
         tuned = tune(folder, settings, processes, device)

@@ -17,10 +17,24 @@ from hanmo.errors import DataError
 if TYPE_CHECKING:
     from hanmo.cli.splits import Splits
     from hanmo.models.checkpoints.weights import LoadedModel
+    from hanmo.settings import Resolution
 
 HEAD_DIM = 64
 MAX_POSITIONS = 512
+FEW = 200_000  # pairs, both directions counted
+LOW_RESOURCE_DROPOUT = 0.3
 PREFIXES = {"zh": "zh: ", "en": "en: "}  # what a source begins with that is to become the language
+
+
+def settle_new(settings: FinetuneSettings, resolution: Resolution, pairs: int) -> None:
+    """What keeps a network from knowing its pairs by heart; a base that is read brings its own dropout."""
+    if settings.base != NEW:
+        settings.smoothing = settings.smoothing or 0.0
+        return
+    few = pairs < FEW
+    reason = "Araabi and Monz 2020, for few pairs" if few else "Vaswani et al. 2017, table 3"
+    resolution.compute(settings, "dropout", LOW_RESOURCE_DROPOUT if few else 0.1, reason)
+    resolution.compute(settings, "smoothing", 0.1, "Vaswani et al. 2017, table 3")
 
 
 def new_base(settings: FinetuneSettings, splits: Splits) -> tuple[Path, LoadedModel]:
@@ -42,8 +56,10 @@ def new_base(settings: FinetuneSettings, splits: Splits) -> tuple[Path, LoadedMo
     width, layers = SIZES[settings.size]
     config = original_transformer(tokenizer.vocab_size, width, layers, max(1, width // HEAD_DIM), 4 * width)
     assert config.encoder is not None
-    encoder = replace(config.encoder, max_position_embeddings=MAX_POSITIONS)
-    config = replace(config, encoder=encoder, max_position_embeddings=MAX_POSITIONS)
+    assert settings.dropout is not None
+    free = {"max_position_embeddings": MAX_POSITIONS, "dropout": settings.dropout}
+    encoder = replace(config.encoder, **free)  # type: ignore[arg-type]
+    config = replace(config, encoder=encoder, **free)  # type: ignore[arg-type]
     model = Transformer(config)
     model.initialize(settings.seed)
     ends = {"eos_token_id": [tokenizer.eos_id], "pad_token_id": tokenizer.pad_id, "bos_token_id": None}

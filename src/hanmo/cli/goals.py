@@ -165,7 +165,7 @@ def pair_goal(
         len(lengths),
         sum(lengths),
         max(lengths, default=1),
-        lambda: SequenceToSequence(prepared[0], prepared[1], smoothing=settings.smoothing, **sizes(settings)),
+        lambda: SequenceToSequence(prepared[0], prepared[1], smoothing=settings.smoothing or 0.0, **sizes(settings)),
     )
 
 

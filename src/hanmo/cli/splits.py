@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanmo.cli.finetune import FinetuneSettings
+from hanmo.cli.learners import is_learner
 from hanmo.errors import DataError
 from hanmo.language import pick
 from hanmo.settings import notice
@@ -70,13 +71,14 @@ def read_splits(run: Path, settings: FinetuneSettings, *, follower: bool) -> Spl
         del split.report.examples[SHOWN:]
         notice(split.report.describe())
         train, validation = list(split.train), list(split.validation)
-    if settings.task == "semantic-roles":
+    if settings.task == "semantic-roles" and not is_learner(settings):
         train, validation = marked(train, validation)
+        check_labels(train, validation)
     if settings.both_ways:
         from hanmo.cli.fresh import both_ways
 
         train, validation = both_ways(train), both_ways(validation)
-    if settings.task in ("classification", "tagging", "semantic-roles"):
+    if settings.task in ("classification", "tagging"):
         check_labels(train, validation)
     digest = hashlib.sha256()
     for record in (*train, *validation):

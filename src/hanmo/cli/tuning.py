@@ -15,6 +15,7 @@ from hanmo.cli.bases import ADAPTER, Base, choose_weights, load_base, load_trans
 from hanmo.cli.contexts import Fits
 from hanmo.cli.finetune import NEW, FinetuneSettings
 from hanmo.cli.fitting import loop_settings, use_precision
+from hanmo.cli.fresh import settle_new
 from hanmo.cli.goals import HEADS, Goal, settle_micro_batch
 from hanmo.cli.road import NOT_DECISIVE, clear_run, refuse_other_recipe, restore_choices, versions
 from hanmo.cli.scores import find_scores
@@ -74,6 +75,7 @@ def tune(run: Path, settings: FinetuneSettings, processes: Processes, device: to
     def read() -> tuple[Splits, Base, int, Goal]:
         restore_choices(run, settings, resolution)
         splits = read_splits(run, settings, follower=not processes.main)
+        settle_new(settings, resolution, len(splits.train))
         base = load_base(settings, splits)
         if settings.lora:
             resolution.compute(settings, "rank", RANK, pick("enough for some thousand records", "足以应对数千条记录"))
@@ -179,7 +181,7 @@ def loop_of(
 
     return loop_settings(
         settings,
-        tuning_optimizer(settings, new_head=base.new_head),
+        tuning_optimizer(settings, new_head=base.new_head, new=settings.base == NEW),
         recipe,
         horizon.steps,
         horizon.seconds,

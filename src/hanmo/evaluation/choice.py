@@ -228,6 +228,7 @@ def as_row(trial: Trial, front: bool, limits: Sequence[Limit]) -> Mapping[str, o
         "name": trial.name,
         "kind": trial.kind,
         "problem": trial.problem,
+        "model": trial.model,
         **quantities(trial),
         "measures": {} if trial.score is None else trial.score.as_data()["measures"],
         "without_leaks": None if trial.score is None else trial.score.as_data().get("without_leaks"),

@@ -62,6 +62,7 @@ class Trial:
         joules: for one answer, all records at once.
         energy_source: where the watts are from.
         cost: of 1,000 answers of a remote model, in the currency of its prices.
+        model: where ``hanmo.load`` finds what was measured; empty where nothing is stored.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Trial:
     joules: float | None = None
     energy_source: str = ""
     cost: float | None = None
+    model: str = ""
 
     def latency(self, share: float) -> float | None:
         """A quantile of the latencies, in seconds."""
@@ -91,12 +93,16 @@ class Parts:
     test: Sequence[Record]
 
 
-def run_trial(candidate: Candidate, task: str, parts: Parts, seconds: float) -> Trial:
-    """Measure a candidate in a process of its own, for so long at most."""
+def run_trial(candidate: Candidate, task: str, parts: Parts, seconds: float, keep: Path | None = None) -> Trial:
+    """Measure a candidate in a process of its own, for so long at most.
+
+    Args:
+        keep: a new folder for what it has learned; it is thrown away without one.
+    """
     from hanmo.language import pick
 
     with tempfile.TemporaryDirectory(prefix="hanmo-compare-") as folder:
-        saved = Path(folder) / "model"
+        saved = keep or Path(folder) / "model"
         began = time.monotonic()
         trial = in_process(learn_and_answer, seconds, candidate, task, parts, saved)
         if trial is None:
@@ -107,6 +113,10 @@ def run_trial(candidate: Candidate, task: str, parts: Parts, seconds: float) -> 
             served = in_process(serve_saved, max(left, 30.0), candidate, task, parts, saved)
             if served is not None and not served.problem:
                 trial.latencies, trial.peak_memory, trial.size = served.latencies, served.peak_memory, served.size
+        if candidate.how == "model":
+            trial.model = candidate.name
+        elif keep is not None and saved.exists():
+            trial.model = str(saved)
         return trial
 
 

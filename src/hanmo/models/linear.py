@@ -1,10 +1,11 @@
 """Linear text classifiers over word and character n-grams: logistic regression, support vectors, naive Bayes.
 
-All three end as one weight for each feature and label, so one class trains, calibrates, explains and saves them:
+All end as one weight for each feature and label, so one class trains, calibrates, explains and saves them:
 
 - **logistic**: multinomial logistic regression with an L2 penalty (L-BFGS).
 - **svm**: linear support vectors with squared hinge loss, one against the rest (Fan et al., "LIBLINEAR", 2008).
 - **naive-bayes**: multinomial with additive smoothing over what is there or not (Wang and Manning 2012).
+- **nb-logistic**: logistic regression and complement naive Bayes (Rennie et al. 2003) added up: one classifier again.
 
 scikit-learn does the training. A saved model needs only numpy (and jieba for Chinese words) and holds JSON and
 safetensors. Probabilities are calibrated on scores from cross-validation (``calibration.py``).
@@ -60,7 +61,7 @@ class LinearClassifier:
     """A text classifier that trains in seconds and says why.
 
     Args:
-        method: ``"logistic"``, ``"svm"`` or ``"naive-bayes"``.
+        method: ``"logistic"``, ``"svm"``, ``"naive-bayes"``, or ``"nb-logistic"`` (the sum of the first and the third).
         features: ``"words"``, ``"characters"`` or ``"both"``; see :class:`~hanmo.models.linear_features.FeatureConfig`
             for it and for ``word_ngrams``, ``character_ngrams``, ``min_count`` and ``language``.
         stop_words: words to leave out, such as ``hanmo.text.segment.stop_words("zh")``.

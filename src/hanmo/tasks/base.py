@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from hanmo.data.tasks.types import Record
-from hanmo.errors import ModelError, UsageError
+from hanmo.errors import ModelError, UsageError, nearest
 from hanmo.tasks.metric import Metric
 
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ class System(ABC, Generic[R, A]):
         name: for people, in their language.
         kind: one of :data:`KINDS`.
         learns: whether :meth:`fit` has to be called before :meth:`answer`.
+        key: the name under which ``hanmo finetune --base`` teaches and keeps it; empty where nothing is kept.
     """
 
     name: str
     kind: str = "baseline"
     learns: bool = False
+    key: str = ""
 
     def fit(self, train: Sequence[R], validation: Sequence[R] = ()) -> None:
         """Learn from records; again from the beginning, if it is called again."""
@@ -157,6 +159,22 @@ class Task(ABC, Generic[R, A]):
         """What ``hanmo compare`` trains besides the baselines: classical models and small networks, cheapest first."""
         del records
         return []
+
+    def learner(self, key: str, records: Sequence[R]) -> System[R, A]:
+        """The system that is taught under this name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        found = {system.key: system for system in (*self.baselines(records), *self.candidates(records)) if system.key}
+        if key not in found:
+            hint = nearest(key, tuple(found))
+            raise UsageError(
+                f"{self.name} has no '{key}' that learns from records alone",
+                fix=hint,
+                zh=f"{self.name} 没有可直接从记录训练的 '{key}'。{hint}",
+            )
+        return found[key]
 
     def chance(self, records: Sequence[R]) -> dict[str, float]:
         """What blind guessing reaches, by measure, where that can be said."""

@@ -169,6 +169,7 @@ class Linear(System[Labelled, Verdict]):
     def __init__(self, given: Any = None, *, name: str = "", **settings: Any) -> None:
         self.classifier, self.settings, self.learns = given, settings, given is None
         self.name = name or pick("TF-IDF + logistic regression", "TF-IDF + 逻辑回归")
+        self.key = "" if given is not None else settings.get("method", "logistic")
 
     def fit(self, train: Sequence[Labelled], validation: Sequence[Labelled] = ()) -> None:
         """Train; of several labels for a text, with one classifier for each label."""
@@ -239,9 +240,20 @@ class Classification(Task[Labelled, Verdict]):
         return [Usual(), Linear()]
 
     def candidates(self, records: Sequence[Labelled]) -> list[System[Labelled, Verdict]]:
-        """Support vectors."""
+        """Other linear models; a small recurrent network."""
+        from hanmo.tasks.recurrent import RecurrentClassifier
+
         del records
-        return [Linear(method="svm", name=pick("TF-IDF + linear SVM", "TF-IDF + 线性 SVM"))]
+        return [
+            Linear(method="naive-bayes", name=pick("naive Bayes", "朴素贝叶斯")),
+            Linear(
+                method="nb-logistic",
+                features="characters",
+                name=pick("logistic regression + naive Bayes", "逻辑回归 + 朴素贝叶斯"),
+            ),
+            Linear(method="svm", name=pick("TF-IDF + linear SVM", "TF-IDF + 线性 SVM")),
+            RecurrentClassifier(),
+        ]
 
     def system(self, model: Any, train: Sequence[Labelled] = (), form: Form | None = None) -> System[Labelled, Verdict]:
         """A linear classifier, a network with a head, or a language model that is asked."""

@@ -220,6 +220,7 @@ class OverTags(System[Proposition, Arguments]):
     def __init__(self, inner: System[Tagged, Tags], most: int | None = None) -> None:
         self.most = most
         self.inner, self.name, self.kind, self.learns = inner, inner.name, inner.kind, inner.learns
+        self.key = inner.key.partition("-")[0]
 
     def fit(self, train: Sequence[Proposition], validation: Sequence[Proposition] = ()) -> None:
         """Learn the roles that are not rare, or all where every role is."""

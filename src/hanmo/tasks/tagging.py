@@ -127,6 +127,7 @@ class Field(System[Tagged, Tags]):
     def __init__(self, tagger: Any = None, *, name: str = "", ends: bool | None = None, **settings: Any) -> None:
         self.tagger, self.settings, self.learns, self.ends = tagger, settings, tagger is None, ends
         self.name = name or pick("CRF of hand-made features", "人工特征 CRF")
+        self.key = "" if tagger is not None else "crf" if "template" not in settings else f"crf-{settings['template']}"
 
     def fit(self, train: Sequence[Tagged], validation: Sequence[Tagged] = ()) -> None:
         """Train."""
@@ -243,7 +244,7 @@ class Tagging(Task[Tagged, Tags]):
 
     def candidates(self, records: Sequence[Tagged]) -> list[System[Tagged, Tags]]:
         """The field with other features that fit Chinese words as well; a small recurrent network."""
-        from hanmo.tasks.recurrent_tagger import RecurrentTagger
+        from hanmo.tasks.recurrent import RecurrentTagger
 
         systems: list[System[Tagged, Tags]] = []
         if other := {"zh-entities": "zh-words", "zh-words": "zh-characters"}.get(template_for(records)):

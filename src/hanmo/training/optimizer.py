@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hanmo.models.kernels.products import matmul
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at zero, singular values end in about [0.7, 1.2]
+MUON_TO_ADAMW = 0.3  # AdamW's rate for embeddings, norms and biases beside Muon's for matrices
 UPDATE_NUMBERS = 1 << 24  # of matrices that Muon updates at once: their copies must not outweigh the activations
 
 

@@ -25,7 +25,7 @@ from hanmo.models.transformer import TransformerConfig
 from hanmo.progress import display_width, human_bytes, human_count, human_time
 from hanmo.settings import Resolution, parse_duration
 from hanmo.training.estimates import Work, memory_of
-from hanmo.training.optimizer import OptimizerSettings
+from hanmo.training.optimizer import MUON_TO_ADAMW, OptimizerSettings
 from hanmo.training.settings import SIZES, TrainingSettings
 
 
@@ -472,4 +472,4 @@ def optimizer_settings(settings: TrainingSettings) -> OptimizerSettings:
     rate = settings.learning_rate
     if settings.optimizer == "adamw":
         return OptimizerSettings(rate, rate, rate, settings.weight_decay, muon=False)
-    return OptimizerSettings(rate, 0.3 * rate, 0.3 * rate, settings.weight_decay)
+    return OptimizerSettings(rate, MUON_TO_ADAMW * rate, MUON_TO_ADAMW * rate, settings.weight_decay)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hanmo.language import pick
 from hanmo.settings import Resolution, parse_duration
-from hanmo.training.optimizer import OptimizerSettings
+from hanmo.training.optimizer import MUON_TO_ADAMW, OptimizerSettings
 from hanmo.training.settings import LoopSettings
 
 REFERENCE_WIDTH = 768  # of BERT-base and GPT-2, for which most published rates hold
@@ -40,7 +40,7 @@ USUAL = {
     "semantic-roles": HEADS,
     "question-answering": HEADS,
     "seq2seq": Usual(1e-4, 16, 5, "Raffel et al. 2020, appendix; AdamW instead of Adafactor"),
-    "new": Usual(6e-4, 64, 20, "Vaswani et al. 2017, section 5.3: about 1e-3 at width 256"),
+    "new": Usual(0.02, 128, 20, "Jordan et al. 2024: Muon's rate, whatever the width"),
     "instructions": Usual(5e-5, 16, 3, "Taori et al. 2023 (Alpaca), the rate scaled to the width"),
     "preferences": Usual(1e-6, 16, 1, "Rafailov et al. 2023, appendix B"),
     "embeddings": Usual(5e-5, 1, 3, "Reimers and Gurevych 2019"),
@@ -67,6 +67,8 @@ class Horizon:
 def choose_rate(task: str, width: int, *, lora: bool) -> tuple[float, str]:
     """The peak rate and the reason: narrower networks bear higher rates (Yang et al. 2022, with the square root)."""
     usual = USUAL[task]
+    if task == "new":
+        return usual.rate, usual.source
     rate = usual.rate * math.sqrt(REFERENCE_WIDTH / width) * (LORA_FACTOR if lora else 1.0)
     reason = f"{usual.source}; {usual.rate:g} x sqrt({REFERENCE_WIDTH} / {width})"
     if lora:
@@ -112,10 +114,12 @@ def choose_tuning(
     return Horizon(steps, None, steps)
 
 
-def tuning_optimizer(settings: LoopSettings, *, new_head: bool) -> OptimizerSettings:
-    """AdamW for all weights; a new head gets a higher rate."""
+def tuning_optimizer(settings: LoopSettings, *, new_head: bool, new: bool = False) -> OptimizerSettings:
+    """AdamW for all weights; a new head gets a higher rate. A network without weights learns as in pretraining."""
     assert settings.learning_rate is not None and settings.weight_decay is not None
     rate = settings.learning_rate
+    if new:
+        return OptimizerSettings(rate, MUON_TO_ADAMW * rate, MUON_TO_ADAMW * rate, settings.weight_decay)
     return OptimizerSettings(
         embedding_rate=rate,
         vector_rate=rate,

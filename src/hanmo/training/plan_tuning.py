@@ -67,7 +67,7 @@ class Horizon:
 
 
 def choose_rate(task: str, width: int, *, lora: bool) -> tuple[float, str]:
-    """The peak rate and the reason: narrower networks bear higher rates (Yang et al. 2022, mostly with the square root)."""
+    """The peak rate and the reason: narrower networks bear higher rates (Yang et al. 2022)."""
     usual = USUAL[task]
     if task == "new":
         return usual.rate, usual.source

@@ -89,8 +89,8 @@ def render_scores(
 
 
 def render_details(details: Mapping[str, Any]) -> str:
-    """Measures by label, and the table of confusions where it is small enough; empty where there are none."""
-    lines: list[str] = []
+    """Measures by label, the table of confusions where it is small enough, counts; empty where there are none."""
+    lines = [f"{name}: {count:,}" for name, count in details.get("counts", {}).items()]
     if by_label := details.get("labels"):
         fields = list(next(iter(by_label.values())))
         head = [pick("label", "标签"), *(pick(*MEASURES.get(field, (field, field))) for field in fields)]

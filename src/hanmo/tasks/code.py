@@ -21,7 +21,7 @@ from hanmo.errors import UsageError
 from hanmo.language import pick
 from hanmo.progress import Progress
 from hanmo.tasks.base import Form, System, Task
-from hanmo.tasks.drafting import Drafter, learnt_model
+from hanmo.tasks.drafting import SEEDS, Drafter, learnt_model
 from hanmo.tasks.metric import Floats, Metric, ratio
 from hanmo.tasks.programs import (
     FUNCTION_STOPS,
@@ -191,8 +191,9 @@ class Coder(System[Problem, Programs]):
             places = [place for place, record in enumerate(records) if record.continues is continues]
             self.drafter.stops = list(STOPS if continues else (MBPP_END,))
             prompts = [self.prompt(records[place]) for place in places]
-            options = {"label": pick("writing programs", "编写程序"), "temperature": self.temperature}
-            found = self.drafter.write(prompts, self.samples, seed=self.form.seed, **options)
+            options: dict[str, Any] = {"label": pick("writing programs", "编写程序"), "temperature": self.temperature}
+            seeds = [self.form.seed + SEEDS * place for place in places]
+            found = self.drafter.write(prompts, self.samples, seeds=seeds, **options)
             for place, texts in zip(places, found, strict=True):
                 answers[place] = tuple(texts)
         return answers
@@ -271,8 +272,9 @@ class NGramCoder(System[Problem, Programs]):
         """What goes on, with what it was given in front of it where the answer stands by itself."""
         assert self.drafter is not None
         begins = [record.prompt if record.continues else begin_of(record) for record in records]
-        options = {"label": self.name, "temperature": self.temperature}
-        written = self.drafter.write(begins, self.samples, seed=0, **options)
+        options: dict[str, Any] = {"label": self.name, "temperature": self.temperature}
+        seeds = [SEEDS * place for place in range(len(records))]
+        written = self.drafter.write(begins, self.samples, seeds=seeds, **options)
         return [
             tuple(text if record.continues else begin + text for text in texts)
             for record, begin, texts in zip(records, begins, written, strict=True)

@@ -13,6 +13,7 @@ from hanmo.tasks.prompts import Prompt, Speaker
 
 BATCH = 32  # texts that are written together
 MOST_CHOICES = 16  # of one prompt that an engine writes in one request
+SEEDS = 1000  # from one prompt to the next: none of their texts is drawn with the same numbers
 GAP = "\n…\n"  # in the place of what was cut out of a prompt
 
 
@@ -30,8 +31,7 @@ class Drafter:
         self.kind, self.chats, self.remote = self.speaker.kind, self.speaker.chats, self.speaker.remote
         self.most, self.stops = most, list(stops)
         limit = model.context_length
-        if limit is not None:
-            self.most = max(1, min(most, int(limit) // 2))  # a small context is shared by prompt and text
+        self.reserved = most if limit is None else max(1, min(most, int(limit) * 2 // 3))  # of a small context
 
     def size(self, prompt: Prompt | str) -> int:
         """Tokens of a prompt; of a remote model about so many."""
@@ -44,7 +44,7 @@ class Drafter:
     def fits(self, prompt: Prompt | str) -> bool:
         """Is there room for the prompt and its text?"""
         limit = self.model.context_length
-        return limit is None or self.size(prompt) + self.most <= int(limit)
+        return limit is None or self.size(prompt) + self.reserved <= int(limit)
 
     def fitted(self, text: str, prompt: Any) -> Any:
         """The prompt of a text; of one that is too long, the middle is left out, and that is told.
@@ -83,14 +83,16 @@ class Drafter:
             return ids
         return list(self.model.encode_prompt(prompt))
 
-    def write(self, prompts: Sequence[Any], count: int, *, label: str, seed: int, **options: Any) -> list[list[str]]:
+    def write(
+        self, prompts: Sequence[Any], count: int, *, label: str, seeds: Sequence[int], **options: Any
+    ) -> list[list[str]]:
         """So many texts for each prompt.
 
         Args:
-            seed: of the first text of each prompt; the next ones have those that follow.
+            seeds: of the first text of each prompt; the next ones have those that follow.
             options: of :class:`~hanmo.inference.sampling.Sampling`.
         """
-        options = {"max_new_tokens": self.most, **options}
+        options = {"max_new_tokens": self.reserved if self.remote else self.most, **options}
         if not self.chats and self.stops:
             options["stop"] = self.stops
         written: list[list[str]] = [[] for _ in prompts]
@@ -102,24 +104,28 @@ class Drafter:
             step = max(1, BATCH // n)
             for first in range(0, len(prompts), step):
                 some = prompts[first : first + step]
-                for place, texts in enumerate(self.choices(some, {**options, "n": n, "seed": seed + begin})):
+                own = [seed + begin for seed in seeds[first : first + step]]
+                for place, texts in enumerate(self.choices(some, own, {**options, "n": n})):
                     written[first + place] += texts
                 bar.update(begin * len(prompts) + n * (first + len(some)))
         bar.close()
         return written
 
-    def choices(self, prompts: Sequence[Any], options: dict[str, Any]) -> list[list[str]]:
-        """``n`` texts for each of a few prompts, in one request where that can be."""
+    def choices(self, prompts: Sequence[Any], seeds: Sequence[int], options: dict[str, Any]) -> list[list[str]]:
+        """``n`` texts for each of a few prompts; those of a local model are written together."""
+        if self.remote:
+            return [self.told(prompt, seed, options) for prompt, seed in zip(prompts, seeds, strict=True)]
         found: list[list[str]] = [[] for _ in prompts]
-        if self.remote and self.chats:
-            for place, prompt in enumerate(prompts):
-                messages = prompt.messages() if isinstance(prompt, Prompt) else [{"role": "user", "content": prompt}]
-                found[place] = [item.text for item in self.model.chat(messages, **options)]
-            return found
         given = [self.speaker.prompt(prompt) if isinstance(prompt, Prompt) else prompt for prompt in prompts]
-        for item in sorted(self.model.generate(given, **options), key=lambda item: (item.index, item.choice)):
+        for item in self.model.generate(given, seeds=seeds, **options):
             found[item.index].append(item.text)
         return found
+
+    def told(self, prompt: Any, seed: int, options: dict[str, Any]) -> list[str]:
+        """``n`` texts of a remote model."""
+        if isinstance(prompt, Prompt):
+            return [item.text for item in self.model.chat(prompt.messages(), seed=seed, **options)]
+        return [item.text for item in self.model.generate(prompt, seed=seed, **options)]
 
 
 def shortened(text: str, size: int) -> str:

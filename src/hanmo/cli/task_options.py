@@ -22,7 +22,7 @@ class TaskOptions:
     )
     form: str | None = option(
         None,
-        "writing: the form of a text whose record names none, e.g. haiku, letter, 五言绝句",
+        "writing: the form of a text whose record names none, e.g. haiku, letter, jueju5 (a quatrain)",
         zh="写作：记录未注明时所用的体裁，如 五言绝句、书信、haiku",
     )
     tries: int | None = option(

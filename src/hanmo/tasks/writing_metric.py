@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hanmo.data.tasks.types import Prompted
 from hanmo.language import pick
@@ -64,6 +65,7 @@ class WritingMetric(Metric[Prompted, Written]):
         rules = [rule.name for form in dict.fromkeys(forms) if form for rule in check("", form).rules]
         self.rules = [name for name in dict.fromkeys(rules) if name not in RARELY_BROKEN]
         self.primary = "form" if any(forms) else "distinct_2"
+        self.right = kept if forms and all(forms) else None
 
     def statistics(self, records: Sequence[Prompted], answers: Sequence[Written]) -> Floats:
         """Form known and kept; for each rule, whether the form has it and it is kept; for n = 1, 2 the part of the
@@ -113,17 +115,23 @@ class WritingMetric(Metric[Prompted, Written]):
         return {"counts": {pick("texts drawn", "写出的文本数"): drawn}} if drawn > len(records) else {}
 
 
+def kept(statistics: Floats) -> NDArray[np.bool_]:
+    """Which texts keep their form."""
+    holds: NDArray[np.bool_] = statistics[:, 1] > 0
+    return holds
+
+
 def share(sums: Floats, place: int) -> Floats:
     """How many of those that have something keep it; NaN where none has it."""
-    kept: Floats = np.where(sums[..., place] > 0, ratio(sums[..., place + 1], sums[..., place]), np.nan)
-    return kept
+    shares: Floats = np.where(sums[..., place] > 0, ratio(sums[..., place + 1], sums[..., place]), np.nan)
+    return shares
 
 
 def variety(texts: Sequence[str], n: int) -> Floats:
     """Each text's part of the different n-grams of all texts, and its number of n-grams, ``[N, 2]``.
 
-    >>> variety(["ab ab cd", "ab"], 1).sum(axis=0).tolist()  # two words, four tokens
-    [2.0, 4.0]
+    >>> variety(["ab ab cd ef", "ab ab"], 1).sum(axis=0).round(9).tolist()  # three words, six tokens
+    [3.0, 6.0]
     """
     found, row_of = joined(number([units(text) for text in texts]), n)
     _, codes, counts = np.unique(found, return_inverse=True, return_counts=True)

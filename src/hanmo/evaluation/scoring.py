@@ -1,7 +1,8 @@
 """Systems measured on the records of a task: each number with interval, signature, and what it is compared with.
 
 Intervals are percentiles of a bootstrap over records, exact ones where all answers are right or none is. Two systems
-are compared on the same draws of the same records (a paired bootstrap), and where an answer is right or wrong as a whole, by McNemar's exact test, too.
+are compared on the same draws of the same records (a paired bootstrap), and where an answer is right or wrong as a
+whole, by McNemar's exact test, too.
 
 Letters in names: N records, K numbers of a record.
 """

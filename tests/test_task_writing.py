@@ -147,6 +147,13 @@ def test_lines_and_lengths_hold_by_construction_and_rhymes_by_tries(decoder: Lan
     assert [a.text for a in task.system(decoder).answer(records)] == [a.text for a in once.answers]
 
 
+def test_each_prompt_may_have_a_seed_of_its_own(decoder: LanguageModel) -> None:
+    options: dict[str, Any] = {"temperature": 2.0, "max_new_tokens": 12}
+    together = [item.text for item in decoder.generate(["山", "山", "月"], seeds=[3, 4, 3], **options)]
+    alone = [decoder.generate(text, seed=seed, **options)[0].text for text, seed in (("山", 3), ("山", 4), ("月", 3))]
+    assert together == alone and together[0] != together[1]
+
+
 def test_a_form_may_be_left_free(decoder: LanguageModel) -> None:
     task = find_task("writing", free_form=True, temperature=3.0, form="七律")
     found = score(task, task.system(decoder), [Prompted(title) for title in ODD])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.records import RecordSettings
 from hanmo.cli.road import prepare_corpus
+from hanmo.cli.task_options import TaskOptions
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
 from hanmo.folder import read_manifest
@@ -23,7 +24,7 @@ HELP_ZH = "模型预测文本或完成任务的水平，并与基线对照"
 
 
 @dataclass
-class EvaluateSettings(CommonSettings, EngineSettings, RecordSettings, DataSettings):
+class EvaluateSettings(CommonSettings, EngineSettings, RecordSettings, TaskOptions, DataSettings):
     """Settings of ``hanmo evaluate``."""
 
     model: str = argument(

@@ -24,7 +24,7 @@ def evaluate_task(settings: EvaluateSettings) -> Outcome:
     from hanmo.tasks.registry import find_task
 
     assert settings.task is not None
-    task = find_task(settings.task)
+    task = find_task(settings.task, **settings.task_options())
     if not settings.paths:
         raise UsageError(
             "there are no records to measure on",
@@ -86,6 +86,7 @@ def systems_of(
     if settings.baseline or not settings.model:
         found = task.baselines(records)
         systems += [system if train or not system.learns else CrossFitted(system) for system in found]
+        systems += task.yardsticks(records)
     if settings.model:
         model = load(settings.model, **settings.engine_options(), offline=settings.offline)
         if settings.shots and not train:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.records import RecordSettings
+from hanmo.cli.task_options import TaskOptions
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
 from hanmo.inference.settings import EngineSettings
@@ -24,7 +25,7 @@ BLOCK = 256  # texts that are answered together
 
 
 @dataclass
-class PredictSettings(CommonSettings, EngineSettings, RecordSettings, DataSettings):
+class PredictSettings(CommonSettings, EngineSettings, RecordSettings, TaskOptions, DataSettings):
     """Settings of ``hanmo predict``."""
 
     texts: list[str] = argument(
@@ -116,7 +117,7 @@ def run(settings: PredictSettings) -> Outcome | None:
     from hanmo.tasks.base import Form
     from hanmo.tasks.registry import find_task
 
-    task = find_task(settings.task)
+    task = find_task(settings.task, **settings.task_options())
     if not settings.model:
         raise UsageError(
             "--model is missing",

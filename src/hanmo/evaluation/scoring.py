@@ -1,7 +1,8 @@
 """Systems measured on the records of a task: each number with interval, signature, and what it is compared with.
 
-Intervals are percentiles of a bootstrap over records; two systems are compared on the same draws of the same records
-(a paired bootstrap), and where an answer is right or wrong as a whole, by McNemar's exact test, too.
+Intervals are percentiles of a bootstrap over records, exact ones where all answers are right or none is. Two systems
+are compared on the same draws of the same records (a paired bootstrap), and where an answer is right or wrong as a
+whole, by McNemar's exact test, too.
 
 Letters in names: N records, K numbers of a record.
 """
@@ -20,7 +21,14 @@ from numpy.typing import NDArray
 
 from hanmo.data.tasks.types import Record
 from hanmo.errors import DataError
-from hanmo.evaluation.intervals import MIN_UNITS, RESAMPLES, Interval, bootstrap_sums, percentile_interval
+from hanmo.evaluation.intervals import (
+    CONFIDENCE,
+    MIN_UNITS,
+    RESAMPLES,
+    Interval,
+    bootstrap_sums,
+    percentile_interval,
+)
 from hanmo.evaluation.table import signature
 from hanmo.language import pick
 from hanmo.tasks.base import System, Task
@@ -138,7 +146,23 @@ def measure(metric: Any, statistics_NK: Floats, *, resamples: int = RESAMPLES, s
     if len(statistics_NK) < MIN_UNITS:
         return {name: Measured(float(value)) for name, value in values.items()}
     drawn = metric.measures(bootstrap_sums(statistics_NK, resamples=resamples, seed=seed))
-    return {name: Measured(float(value), interval_of(drawn[name])) for name, value in values.items()}
+    found = {name: Measured(float(value), interval_of(drawn[name])) for name, value in values.items()}
+    right = getattr(metric, "right", None)
+    share = None if right is None else float(np.mean(right(statistics_NK)))
+    if share in (0.0, 1.0) and found[metric.primary].value == share:
+        found[metric.primary] = Measured(share, interval_of_all(share, len(statistics_NK)))
+    return found
+
+
+def interval_of_all(share: float, n: int) -> Interval:
+    """The exact interval (Clopper and Pearson 1934) where none of n answers is right, or all are: a bootstrap, which
+    only draws what was seen, would be certain.
+
+    >>> str(interval_of_all(0.0, 50)), str(interval_of_all(1.0, 50))
+    ('0.000 to 0.071', '0.929 to 1.000')
+    """
+    bound = ((1 - CONFIDENCE) / 2) ** (1 / n)
+    return Interval(0.0, 1 - bound) if share == 0 else Interval(bound, 1.0)
 
 
 def interval_of(samples: Floats) -> Interval | None:

@@ -21,6 +21,19 @@ MEASURES = {  # names for people; those of which only one form is usual stay as 
     "token_accuracy": ("token accuracy", "词元准确率"),
     "bleu": ("BLEU", "BLEU"),
     "chrf": ("chrF", "chrF"),
+    "form": ("form kept", "合体裁"),
+    "lines": ("lines", "句数"),
+    "length": ("length", "字数"),
+    "rhyme": ("rhyme", "押韵"),
+    "syllables": ("syllables", "音节"),
+    "greeting": ("greeting", "称呼"),
+    "body": ("body", "正文"),
+    "closing": ("closing", "结语"),
+    "signature": ("signature", "署名"),
+    "distinct_1": ("distinct-1", "distinct-1"),
+    "distinct_2": ("distinct-2", "distinct-2"),
+    "self_bleu": ("self-BLEU", "self-BLEU"),
+    "bits_per_character": ("bits/character", "比特/字"),
 }
 
 
@@ -89,8 +102,8 @@ def render_scores(
 
 
 def render_details(details: Mapping[str, Any]) -> str:
-    """Measures by label, and the table of confusions where it is small enough; empty where there are none."""
-    lines: list[str] = []
+    """Measures by label, the table of confusions where it is small enough, counts; empty where there are none."""
+    lines = [f"{name}: {count:,}" for name, count in details.get("counts", {}).items()]
     if by_label := details.get("labels"):
         fields = list(next(iter(by_label.values())))
         head = [pick("label", "标签"), *(pick(*MEASURES.get(field, (field, field))) for field in fields)]

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 MODULES = {  # name: class; its module has the name of the task
     "classification": "Classification",
+    "code": "Code",
     "tagging": "Tagging",
     "semantic-roles": "SemanticRoles",
     "summarization": "Summarization",
     "translation": "Translation",
+    "writing": "Writing",
 }
 ALIASES = {
     "sentiment": "classification",
@@ -32,6 +34,13 @@ ALIASES = {
     "summary": "summarization",
     "summarisation": "summarization",
     "summarize": "summarization",
+    "humaneval": "code",
+    "mbpp": "code",
+    "programming": "code",
+    "poems": "writing",
+    "poetry": "writing",
+    "stories": "writing",
+    "mail": "writing",
 }
 
 
@@ -48,16 +57,16 @@ def task_name(name: str) -> str:
     return name
 
 
-def find_task(name: str) -> Task[Any, Any]:
-    """The task of that name.
+def find_task(name: str, **given: Any) -> Task[Any, Any]:
+    """The task of that name, with settings that only it has.
 
     >>> find_task("spam").name
     'classification'
 
     Raises:
-        UsageError: there is no such task.
+        UsageError: there is no such task, or it has no such setting.
     """
     name = task_name(name)
     module = importlib.import_module(f"hanmo.tasks.{name.replace('-', '_')}")
-    task: Task[Any, Any] = getattr(module, MODULES[name])()
+    task: Task[Any, Any] = getattr(module, MODULES[name])(**given)
     return task

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 HELP = "which model is enough for a task: quality, speed, memory, energy and cost side by side"
 HELP_ZH = "哪个模型足够完成任务：并列比较质量、速度、内存、能耗与费用"
 TRAINED_ON = ("classification", "tagging", "question-answering", "seq2seq")  # that networks are fine-tuned for
-ROWS = ("labelled", "tagged", "pair")  # records that can be written for them
 FEW = 1000  # records of which a share would be too small a test: they are cross-validated
+ROWS = ("labelled", "tagged", "pair", "question_answer")  # records that can be written for them
 LEARNED = "learned"  # folder of what the candidates have learned, until one is recommended
 SHARE_OF_BUDGET = 0.45  # of what is left, for one fine-tuning
 
@@ -321,6 +321,8 @@ def fine_tune(
 def as_row(record: Any) -> dict[str, Any]:
     """A record as a JSON line that :func:`hanmo.data.tasks.read_records` reads."""
     row = {name: value for name, value in asdict(record).items() if name not in ("file", "line") and value is not None}
+    if "question" in row:
+        row["answers"] = [{"text": text, "answer_start": start} for text, start in row["answers"]]
     if len(labels := row.get("labels", ())) == 1:
         del row["labels"]
         row["label"] = labels[0]

@@ -42,6 +42,7 @@ def evaluate_task(settings: EvaluateSettings) -> Outcome:
                 f"{len(records):,} 条记录中有 {int(leaked.sum()):,} 条出现在训练数据中；将同时给出去除前后的分数",
             )
         )
+    settings.ground(task, given if settings.open_book else ())
     systems = systems_of(settings, task, train, records)
     scores = [scored(task, system, train, records, leaked) for system in systems]
     metric = task.metric(records)

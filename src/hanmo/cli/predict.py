@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hanmo.cli.grounds import GroundSettings
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.records import RecordSettings
 from hanmo.cli.task_options import TaskOptions
@@ -25,7 +26,7 @@ BLOCK = 256  # texts that are answered together
 
 
 @dataclass
-class PredictSettings(CommonSettings, EngineSettings, RecordSettings, TaskOptions, DataSettings):
+class PredictSettings(CommonSettings, EngineSettings, RecordSettings, TaskOptions, DataSettings, GroundSettings):
     """Settings of ``hanmo predict``."""
 
     texts: list[str] = argument(
@@ -124,6 +125,7 @@ def run(settings: PredictSettings) -> Outcome | None:
             fix=f"hanmo {task.name} --model MODEL; teach one with hanmo finetune --task {task.training}",
             zh=f"缺少 --model；可先用 hanmo finetune --task {task.training} 训练一个",
         )
+    settings.ground(task)
     texts = given_texts(settings)
     train = settings.read(task.kind, [settings.train])[0] if settings.train else []
     model = load(settings.model, **settings.engine_options(), offline=settings.offline)

@@ -14,13 +14,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from hanmo.data.tasks.types import Record
 from hanmo.errors import ModelError, UsageError, nearest
 from hanmo.language import pick
 from hanmo.settings import flag
 from hanmo.tasks.metric import Metric
+
+if TYPE_CHECKING:
+    from hanmo.data.readers import Document
 
 R = TypeVar("R", bound=Record)
 A = TypeVar("A")
@@ -73,6 +76,27 @@ class Form:
     shots: int = 0
     seed: int = 0
     instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What questions are about, for tasks that answer from texts.
+
+    Args:
+        context: one text for all of them.
+        documents: in which passages are searched.
+        records: whose texts are searched.
+        encoder: its vectors help the search; a :class:`~hanmo.inference.encoder.TextEncoder`.
+        top: how many passages are read.
+        threshold: by how much the score of an answer must be above that of none.
+    """
+
+    context: str | None = None
+    documents: Sequence[Document] | None = None
+    records: Sequence[Any] = ()
+    encoder: Any = None
+    top: int = 5
+    threshold: float = 0.0
 
 
 class Task(ABC, Generic[R, A]):
@@ -181,6 +205,19 @@ class Task(ABC, Generic[R, A]):
         """What blind guessing reaches, by measure, where that can be said."""
         del records
         return {}
+
+    def ground(self, ground: Ground) -> None:
+        """What questions are about, before anything else is asked of the task.
+
+        Raises:
+            UsageError: the task answers from nothing but its records.
+        """
+        del ground
+        raise UsageError(
+            f"{self.name} is about its texts alone",
+            fix="leave out --context, --documents, --open-book and the like; they are for question-answering",
+            zh=f"{self.name} 不需要另给文本：--context、--documents、--open-book 等只用于问答",
+        )
 
     def cannot(self, model: Any, fix: str = "", zh: str = "") -> ModelError:
         """The error for a model that cannot do this task."""

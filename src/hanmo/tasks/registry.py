@@ -14,6 +14,7 @@ MODULES = {  # name: class; its module has the name of the task
     "classification": "Classification",
     "code": "Code",
     "tagging": "Tagging",
+    "question-answering": "QuestionAnswering",
     "semantic-roles": "SemanticRoles",
     "summarization": "Summarization",
     "translation": "Translation",
@@ -28,6 +29,9 @@ ALIASES = {
     "ner": "tagging",
     "pos": "tagging",
     "segmentation": "tagging",
+    "qa": "question-answering",
+    "questions": "question-answering",
+    "reading": "question-answering",
     "srl": "semantic-roles",
     "mt": "translation",
     "translate": "translation",
@@ -70,3 +74,12 @@ def find_task(name: str, **given: Any) -> Task[Any, Any]:
     module = importlib.import_module(f"hanmo.tasks.{name.replace('-', '_')}")
     task: Task[Any, Any] = getattr(module, MODULES[name])(**given)
     return task
+
+
+def training_of(name: str) -> str:
+    """The task of ``hanmo finetune`` that teaches a task; other names stay as they are.
+
+    >>> training_of("qa"), training_of("summary"), training_of("preferences")
+    ('question-answering', 'seq2seq', 'preferences')
+    """
+    return find_task(name).training if name in MODULES or name in ALIASES else name

@@ -8,7 +8,7 @@ from hanmo.cli.outcome import Outcome
 from hanmo.cli.records import RecordSettings
 from hanmo.cli.together import run_together, start_workers
 from hanmo.data.settings import DataSettings
-from hanmo.errors import UsageError
+from hanmo.errors import UsageError, nearest
 from hanmo.language import pick
 from hanmo.progress import human_time
 from hanmo.settings import CommonSettings, argument, flag, option
@@ -76,7 +76,7 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
         "instructions",
         "what to learn; text: to go on with pretraining on plain texts",
         zh="任务；text 表示用纯文本继续预训练",
-        choices=TASKS,
+        metavar="{" + ",".join(TASKS) + "}",
     )
     base: str = option(
         "",
@@ -171,6 +171,10 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     )
     seed: int = option(0, "seed of everything random: split, weights, data order", zh="一切随机过程的种子")
 
+    def __post_init__(self) -> None:
+        """Take the names of ``hanmo evaluate --task`` as well, such as spam or dialogue."""
+        self.task = trained_as(self.task)
+
     def check(self) -> None:
         """Raise UsageError for values that cannot work, before any file is read."""
         super().check()
@@ -256,6 +260,24 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
                 fix="hanmo pretrain makes a language model from texts; hanmo models lists bases",
                 zh="--base new 只用于 --task seq2seq 且训练全部权重；从文本训练语言模型请用 hanmo pretrain",
             )
+
+
+def trained_as(task: str) -> str:
+    """The name here of what teaches a task.
+
+    Raises:
+        UsageError: there is no such task.
+    """
+    from hanmo.tasks.registry import ALIASES, MODULES, find_task
+
+    if task in TASKS:
+        return task
+    if task in MODULES or task in ALIASES:
+        return find_task(task).training
+    hint = nearest(task, (*TASKS, *MODULES, *ALIASES))
+    raise UsageError(
+        f"--task cannot be '{task}'", where="hanmo finetune", fix=hint, zh=f"--task 不能是 '{task}'，{hint}"
+    )
 
 
 def run(settings: FinetuneSettings) -> Outcome:

@@ -46,6 +46,14 @@ class System(ABC, Generic[R, A]):
     def answer(self, records: Sequence[R]) -> list[A]:
         """One answer for each record, in their order. What the records say is right is not looked at."""
 
+    def weigh(self, records: Sequence[R], answers: Sequence[A]) -> list[A]:
+        """The answers with what more a metric wants to know, such as how likely the system finds the right ones.
+
+        It is asked for once the answers are there, and its time is not counted as theirs.
+        """
+        del records
+        return list(answers)
+
     def save(self, folder: Path) -> Path | None:
         """Write it to a new folder that ``hanmo.load`` reads, and return that; None where there is nothing to write."""
         del folder
@@ -79,6 +87,7 @@ class Task(ABC, Generic[R, A]):
         aliases: other names of the same task.
         kind: of its records, for :func:`hanmo.data.tasks.read_records`.
         training: the task of ``hanmo finetune`` that teaches it to a network.
+        shows_untuned: whether the model that a tuned one was made from is measured beside it.
     """
 
     name: ClassVar[str]
@@ -87,6 +96,7 @@ class Task(ABC, Generic[R, A]):
     training: ClassVar[str]
     help: ClassVar[str]
     help_zh: ClassVar[str]
+    shows_untuned: ClassVar[bool] = False
 
     @abstractmethod
     def metric(self, records: Sequence[R]) -> Metric[R, A]:

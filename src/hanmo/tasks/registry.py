@@ -16,6 +16,7 @@ MODULES = {  # name: class; its module has the name of the task
     "semantic-roles": "SemanticRoles",
     "summarization": "Summarization",
     "translation": "Translation",
+    "dialogue": "Dialogues",
 }
 ALIASES = {
     "sentiment": "classification",
@@ -32,6 +33,8 @@ ALIASES = {
     "summary": "summarization",
     "summarisation": "summarization",
     "summarize": "summarization",
+    "assistant": "dialogue",
+    "instruction-following": "dialogue",
 }
 
 

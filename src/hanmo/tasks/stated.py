@@ -1,8 +1,8 @@
 """Instructions about the form of an answer that a prompt states in plain words, in Chinese or English.
 
-Only what is said unmistakably is taken ("in at most 50 words", "不超过50字", "in exactly three sentences", "包含“雪”字"):
-what is overlooked costs nothing, what is misread would punish good replies. The names and arguments of what is found
-are those of :mod:`hanmo.tasks.instructions`.
+Only what is said unmistakably is taken ("in at most 50 words", "不超过50字", "in three sentences", "包含“雪”字"):
+what is overlooked costs nothing, what is misread would punish good replies. Names and arguments of what is found are
+those of :mod:`hanmo.tasks.instructions`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ TONGUES = {
     "english": "en", "chinese": "zh", "mandarin": "zh", "french": "fr", "german": "de", "spanish": "es",
     "italian": "it", "portuguese": "pt", "japanese": "ja", "korean": "ko", "russian": "ru", "arabic": "ar",
     "英文": "en", "英语": "en", "中文": "zh", "汉语": "zh", "法语": "fr", "法文": "fr", "德语": "de", "德文": "de",
-    "日语": "ja", "日文": "ja", "韩语": "ko", "韩文": "ko", "俄语": "ru", "俄文": "ru", "西班牙语": "es", "阿拉伯语": "ar",
+    "日语": "ja", "日文": "ja", "韩语": "ko", "韩文": "ko", "俄语": "ru", "俄文": "ru", "西班牙语": "es",
+    "阿拉伯语": "ar",
 }  # fmt: skip
 EN_TONGUE = "|".join(name for name in TONGUES if name.isascii())
 ZH_TONGUE = "|".join(name for name in TONGUES if not name.isascii())
@@ -78,12 +79,17 @@ def counted(relation: str) -> Callable[[re.Match[str]], Check]:
 
 def fixed(name: str) -> Callable[[re.Match[str]], Check]:
     """An instruction without arguments."""
-    return lambda match: {"id": name}
+    return lambda _: {"id": name}
 
 
 def worded(name: str, argument: str, several: bool = False) -> Callable[[re.Match[str]], Check]:
     """An instruction about words in quotation marks."""
-    return lambda match: {"id": name, argument: [match["w"].strip()] if several else match["w"].strip()}
+
+    def build(match: re.Match[str]) -> Check:
+        word = match["w"].strip(" .,;，。；、")  # American quotation marks take in the comma after the word
+        return {"id": name, argument: [word] if several else word} if word else {}
+
+    return build
 
 
 def spoken(match: re.Match[str]) -> Check:
@@ -115,7 +121,7 @@ PATTERNS: list[tuple[str, Callable[[re.Match[str]], Check]]] = [
     (rf"{ZH}个?(?P<unit>字|句)话?(?:以内|之内|以下)", counted("at most")),
     (rf"{ZH}个?(?P<unit>字|句)话?以上", counted("at least")),
     (rf"[用以]{ZH}(?P<unit>句)话", counted("exactly")),
-    (rf"(?:分成|分为|分|列出|给出|用|以){ZH}(?P<unit>点|条|个要点|条要点|条建议)(?:来|说明|回答|列出|概括|总结|介绍|[，。：]|$)",
+    (rf"(?:分成|分为|分|列出|给出|用|以){ZH}(?P<unit>点|条|个要点|条要点|条建议)(?:来|说明|回答|建议|理由|列出|概括|总结|介绍|[，。：]|$)",
      counted("exactly")),
     (rf"{TELL}JSON\b", JSON),
     (r"(?:以|用|按|按照|输出|返回)(?:合法的|有效的)?\s?JSON\s?(?:格式|对象|数组)?", JSON),
@@ -160,4 +166,6 @@ def stated_instructions(prompt: str) -> tuple[Check, ...]:
             if check and check not in found:
                 found.append(check)
         text = pattern.sub(" ", text)
+    if any(check["id"] == "detectable_format:json_format" for check in found):  # its items stand in an array
+        found = [check for check in found if check["id"] != "detectable_format:number_items"]
     return tuple(found)

@@ -115,11 +115,12 @@ def expected_language(exchange: Exchange) -> str:
     """zh or en; empty where neither can be expected."""
     if any(check["id"].startswith(("language:", "change_case:english")) for check in exchange.checks):
         return ""
+    told = OTHER_LANGUAGE.search(exchange.question)
     own = identify(exchange.reference)
-    if own in ("zh", "en"):
+    if own == "zh" or (own == "en" and (not told or language_of(exchange.reference) == "en")):
         return own
     asked = identify(exchange.question)
-    return asked if asked in ("zh", "en") and not OTHER_LANGUAGE.search(exchange.question) else ""
+    return asked if asked in ("zh", "en") and not told else ""
 
 
 def in_language(reply: str, wanted: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hanmo.data.tasks.types import Dialogue, Message
-from hanmo.errors import HanmoError, UsageError
+from hanmo.errors import DataError, HanmoError, UsageError
 from hanmo.language import pick
 from hanmo.progress import Progress
 from hanmo.settings import notice
@@ -155,21 +155,19 @@ class Assistant(System[Dialogue, Reply]):
     def fitted(self, prompt: Sequence[Message]) -> list[Message]:
         """A conversation that leaves room for its reply."""
         limit = self.model.context_length
-        shots = list(self.shots)
-        messages = self.messages(prompt, shots)
+        talk, shots = list(prompt), list(self.shots)
+        messages = self.messages(talk, shots)
         if limit is None:
             return messages
         room = int(limit) - min(self.most, int(limit) // 2)
-        if self.size(messages) <= room:
-            return messages
-        self.shortened += 1
-        while shots and self.size(messages) > room:
-            shots.pop()
-            messages = self.messages(prompt, shots)
-        first = 1 if messages[0]["role"] == "system" else 0
-        while self.size(messages) > room and any(item["role"] == "user" for item in messages[first + 1 :]):
-            del messages[first]
-        return messages if self.size(messages) <= room else self.cut(messages, room)
+        self.shortened += self.size(messages) > room
+        while self.size(messages) > room:
+            if shots:
+                shots.pop()
+            elif not drop_oldest(talk):
+                return self.cut(messages, room)
+            messages = self.messages(talk, shots)
+        return messages
 
     def cut(self, messages: list[Message], room: int) -> list[Message]:
         """As much of the beginning and the end of the last question as fits; halving finds how much."""
@@ -193,7 +191,13 @@ class Assistant(System[Dialogue, Reply]):
         """The replies; those to prompts of about one length are written together."""
         exchanges = [exchange_of(record) for record in records]
         self.shortened = 0
-        asked = [self.fitted(exchange.prompt) for exchange in exchanges]
+        asked = []
+        for record, exchange in zip(records, exchanges, strict=True):
+            try:
+                asked.append(self.fitted(exchange.prompt))
+            except DataError as error:  # what the template refuses
+                error.where = ": ".join(place for place in (record.line and record.where, error.where) if place)
+                raise
         if self.shortened:
             notice(
                 pick(
@@ -223,7 +227,7 @@ class Assistant(System[Dialogue, Reply]):
             found = in_parallel(work, range(len(asked)), self.model.max_parallel)
         else:
             if not self.speaker.chats:
-                options["stop"] = [f"\n{name}" for names in NAMES for name in names.values()]
+                options["stop"] = [f"\n{names[role]}" for names in NAMES for role in ("user", "assistant")]
             found = self.model.generate([self.written(messages) for messages in asked], **options)
             found = sorted(found, key=lambda item: item.index)
         return [Reply(item.text.strip(), item.finish_reason == "stop") for item in found]
@@ -254,10 +258,12 @@ class Assistant(System[Dialogue, Reply]):
             return None, 0
         messages, model = self.fitted(exchange.prompt), self.model
         if self.speaker.chats:
-            said = {"role": "assistant", "content": exchange.reference}
-            row = ChatTargets(model.tokenizer).rows([*messages, said], last_only=True)[-1]
+            answered = [*messages, {"role": "assistant", "content": exchange.reference}]
+            row = ChatTargets(model.tokenizer).rows(answered, last_only=True)[-1]
         else:
-            row = completion_row(model.tokenizer, script(messages), f" {exchange.reference}", model.prompt_prefix)
+            prompt = script(messages)
+            said = exchange.reference if prompt.endswith("：") else f" {exchange.reference}"
+            row = completion_row(model.tokenizer, prompt, said, model.prompt_prefix)
         begin = row.trained.index(True)
         if len(row.ids) > model.context_length:
             return None, 0
@@ -268,6 +274,15 @@ class Assistant(System[Dialogue, Reply]):
         """The form of the prompt, its examples, and the limit of a reply."""
         mark = mark_of(Prompt(self.given or "", "", self.shots), len(self.shots))
         return {**mark, "form": "template" if self.speaker.chats else "script", "max_new_tokens": self.most}
+
+
+def drop_oldest(talk: list[Message]) -> bool:
+    """Forget the oldest question and what follows it up to the next; False where only one is left."""
+    asked = [place for place, item in enumerate(talk) if item["role"] == "user"]
+    if len(asked) < 2:
+        return False
+    del talk[talk[0]["role"] == "system" : asked[1]]
+    return True
 
 
 NAMES = (

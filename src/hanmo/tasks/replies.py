@@ -11,8 +11,9 @@ instructions   each instruction that the record lists (:mod:`hanmo.tasks.instruc
                states (:mod:`hanmo.tasks.stated`)
 =============  =======================================================================================================
 
-Which of them a record has follows from the record alone, so that all systems face the same. Of two replies to one
-record the one that obeys more wins; where both obey equally many, the one with the higher ROUGE-L does.
+A blank reply obeys none of them. Which of them a record has follows from the record alone, so that all systems face the
+same. Of two replies to one record the one that obeys more wins; where both obey equally many, the one with the higher
+ROUGE-L does.
 
 Letters in names: N records, K numbers of a record.
 """
@@ -124,11 +125,13 @@ def expected_language(exchange: Exchange) -> str:
 
 
 def in_language(reply: str, wanted: str) -> bool:
-    """Is a reply in Chinese, or in English? Numbers and programs are in both."""
+    """Is a reply in Chinese, or in English? Numbers, single foreign names and programs are in both."""
     found = identify(reply)
-    if found == "code" or not language_of(reply):
+    if found == "code":
         return True
-    return found in ("zh", "mixed") if wanted == "zh" else found not in ("zh", "mixed") and is_language(reply, "en")
+    if wanted == "en":
+        return found not in ("zh", "mixed") and is_language(reply, "en")
+    return found in ("zh", "mixed") or is_language(reply, "zh") or len(re.findall("[A-Za-z]+", reply)) == 1
 
 
 def loops(reply: str) -> bool:
@@ -159,14 +162,14 @@ def echoes(reply: str, exchange: Exchange) -> bool:
 
 
 def verdicts(exchange: Exchange, reply: Reply) -> dict[str, bool | None]:
-    """Which of the rules of replies holds; None where it does not apply to the record."""
-    wanted = expected_language(exchange)
+    """Which of the rules a reply obeys, a blank one none; None where a rule does not apply to the record."""
+    wanted, said = expected_language(exchange), bool(reply.text.strip())
     return {
-        "answered": bool(reply.text.strip()),
-        "ended": reply.ended,
-        "language": in_language(reply.text, wanted) if wanted else None,
-        "no_loop": not loops(reply.text),
-        "no_echo": not echoes(reply.text, exchange),
+        "answered": said,
+        "ended": said and reply.ended,
+        "language": said and in_language(reply.text, wanted) if wanted else None,
+        "no_loop": said and not loops(reply.text),
+        "no_echo": said and not echoes(reply.text, exchange),
     }
 
 

@@ -114,13 +114,13 @@ def is_language(text: str, code: str) -> bool:
     if found == code:
         return True
     if not found:  # letters of another script tell, words that are not known do not
-        scripts = {found.lastgroup for found in SCRIPT.finditer(text)}
+        scripts = {letter.lastgroup for letter in SCRIPT.finditer(text)}
         own = "latin" if code in LATIN else "devanagari" if code in DEVANAGARI else ""
         return not scripts or scripts == {own}
     if code not in LATIN or found not in LATIN:
         return False
-    own, other = (score(text.lower(), one) for one in (code, found))
-    return other < own + CLEARLY
+    lowered = text.lower()
+    return score(lowered, found) < score(lowered, code) + CLEARLY
 
 
 def score(text: str, code: str) -> int:

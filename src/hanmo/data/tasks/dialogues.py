@@ -222,14 +222,15 @@ def checks_of(values: dict[str, Any]) -> tuple[Check, ...]:
         with contextlib.suppress(ValueError):
             given = json.loads(given)
     items = [given] if isinstance(given, (str, dict)) and given else given or []
+    items = items if isinstance(items, list) else [items]
     beside = arguments if isinstance(arguments, list) and arguments else [{}] * len(items)
     checks: list[Check] = []
-    for item, more in zip(items, beside, strict=False) if isinstance(items, list) else ():
+    for item, more in zip(items, beside, strict=False):
         own = {"id": item} if isinstance(item, str) else item
         if not isinstance(own, dict) or not isinstance(own.get("id"), str) or not isinstance(more or {}, dict):
             break
         checks.append({str(key): value for key, value in {**(more or {}), **own}.items() if value is not None})
-    if not isinstance(items, list) or not len(items) == len(beside) == len(checks):
+    if not len(items) == len(beside) == len(checks):
         raise BadMessages(
             pick(
                 'the checks are not a list like [{"id": "keywords:existence", "keywords": ["snow"]}]',

@@ -20,6 +20,7 @@ Letters in names: N records, K numbers of a record.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,14 +75,22 @@ class Exchange:
     Args:
         prompt: ends with what is to be answered.
         reference: empty where there is none.
-        checks: instructions about the form of the reply.
-        listed: whether the record lists them itself.
+        given: instructions about the form of the reply that the record lists.
     """
 
     prompt: tuple[Message, ...]
     reference: str
-    checks: tuple[Check, ...]
-    listed: bool
+    given: tuple[Check, ...]
+
+    @property
+    def listed(self) -> bool:
+        """Whether the record lists instructions itself."""
+        return bool(self.given)
+
+    @functools.cached_property
+    def checks(self) -> tuple[Check, ...]:
+        """Instructions about the form of the reply: those listed, else those that the question states."""
+        return self.given or stated_instructions(self.question)
 
     @property
     def question(self) -> str:
@@ -108,8 +117,7 @@ def exchange_of(record: Dialogue) -> Exchange:
             zh="助手的最后一个回答之前没有用户的消息；请删去该记录，或补上问题",
         )
     check_instructions(record.checks, record.where)
-    found = Exchange(prompt, reference, record.checks, bool(record.checks))
-    return found if record.checks else Exchange(prompt, reference, stated_instructions(found.question), False)
+    return Exchange(prompt, reference, record.checks)
 
 
 def expected_language(exchange: Exchange) -> str:

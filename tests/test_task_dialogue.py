@@ -278,7 +278,11 @@ def test_sums_give_means_and_shares_and_no_likelihood_is_nan() -> None:
     metric = ReplyMetric(RECORDS)
     right = [Reply(exchange_of(record).reference, True, 6.0, 3) for record in RECORDS]
     found = metric.measures(metric.statistics(RECORDS, right).sum(0))
-    assert metric.primary == "rougeL" and float(found["rougeL"]) == 1.0 and float(found["checks"]) == 1.0
+    assert (
+        metric.primary == "sound_rougeL"
+        and float(found["sound_rougeL"]) == 1.0 == float(found["rougeL"])
+        and float(found["checks"]) == 1.0
+    )
     size = sum(len(exchange_of(record).reference.encode()) for record in RECORDS)
     assert float(found["loss"]) == 2.0 and float(found["bits_per_byte"]) == pytest.approx(36 / size / math.log(2))
     wrong = [
@@ -304,6 +308,10 @@ def test_strict_and_loose_accuracy_of_listed_instructions() -> None:
     found = metric.measures(metric.statistics(records, replies).sum(0))
     names = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
     assert [round(float(found[name]), 4) for name in names] == [0.0, 0.5, 0.3333, 0.6667]
+    scores = [
+        score(Dialogues(), Says(name, said), records) for name, said in (("a", replies), ("b", [Reply("{}")] * 2))
+    ]
+    assert difference(metric, scores[1], scores[0]).p == 0.5 and not hasattr(ReplyMetric(RECORDS), "right")
     details = metric.details(records, replies)["labels"]
     assert details["punctuation:no_comma"] == {"n": 2, "obeyed": 1}
 
@@ -321,7 +329,10 @@ def test_more_rules_win_and_overlap_decides_between_equals() -> None:
     assert rate.p == pytest.approx(2 * 0.5**6) and "significant" in rate.sentence()
     even = win_rate(metric, scores["good"], scores["near"])
     assert even is not None and even.value == pytest.approx(7 / 12) and "no significant" in even.sentence()
-    assert not difference(metric, scores["good"], scores["cut"]).significant
+    assert difference(metric, scores["good"], scores["cut"]).value == 1.0  # what has no end counts 0
+    assert scores["cut"].measures["rougeL"].value == 1.0
+    echo = score(task, Echo(), RECORDS)
+    assert echo.main.value == 0.0 < echo.measures["rougeL"].value
     with pytest.raises(DataError, match="not measured on the same"):
         win_rate(metric, scores["good"], score(task, good, RECORDS[:3]))
 
@@ -462,7 +473,11 @@ def test_ifeval_and_checks_are_read_from_every_layout(tmp_path: Path) -> None:
     assert exchange_of(record).reference == "雪，" and record.checks == ({"id": "punctuation:no_comma"},)
     metric = ReplyMetric([record])
     found = metric.measures(metric.statistics([record], [Reply("雪，")]).sum(0))
-    assert metric.primary == "rougeL" and float(found["rougeL"]) == 1 and float(found["prompt_strict"]) == 0
+    assert (
+        metric.primary == "sound_rougeL"
+        and float(found["rougeL"]) == 1 > float(found["sound_rougeL"])
+        and float(found["prompt_strict"]) == 0
+    )
 
 
 @pytest.mark.parametrize("checks", [3, [3], [{"name": "x"}], {"a": 1}, ["a", 1]])

@@ -22,6 +22,7 @@ MEASURES = {  # names for people; those of which only one form is usual stay as 
     "bleu": ("BLEU", "BLEU"),
     "chrf": ("chrF", "chrF"),
     "rougeL": ("ROUGE-L", "ROUGE-L"),
+    "sound_rougeL": ("sound ROUGE-L", "合格 ROUGE-L"),
     "loss": ("loss", "损失"),
     "bits_per_byte": ("bits/byte", "比特/字节"),
     "checks": ("all rules", "全部规则"),

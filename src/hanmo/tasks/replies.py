@@ -184,12 +184,13 @@ def verdicts(exchange: Exchange, reply: Reply) -> dict[str, bool | None]:
 class ReplyMetric(Metric[Dialogue, Reply]):
     """Overlap with the reference, its likelihood, and the share of the rules that replies obey.
 
-    ``rougeL`` is the mean F of ROUGE-L over Chinese characters and words; ``loss`` is in nats per token, and
+    ``rougeL`` is the mean F of ROUGE-L over Chinese characters and words; in ``sound_rougeL`` a reply that breaks a
+    rule counts 0, so that neither an echo nor a text without end is worth anything. ``loss`` is in nats per token, and
     ``bits_per_byte`` can be compared between tokenizers. Where records list instructions, as those of IFEval do:
     ``prompt_strict`` is the share of records of which all are obeyed, ``instruction_strict`` the share of instructions,
     and the loose ones forgive a first or a last line and Markdown. Blank replies obey nothing.
 
-    The first of these that the records allow is the primary measure: rougeL, else prompt_strict, else checks.
+    The first of these that the records allow is the primary measure: sound_rougeL, prompt_strict, checks.
     """
 
     lower = frozenset({"loss", "bits_per_byte"})
@@ -199,12 +200,25 @@ class ReplyMetric(Metric[Dialogue, Reply]):
         self.references = any(exchange.reference for exchange in found)
         self.listed = any(exchange.listed for exchange in found)
         self.rouge = Rouge(chinese=True) if self.references else None
-        self.primary = "rougeL" if self.references else "prompt_strict" if self.listed else "checks"
+        self.primary = "sound_rougeL" if self.references else "prompt_strict" if self.listed else "checks"
         self.compared = ("loss",) if self.references else ()
         shown = [f"{kind}:{name}" for name in (*RULES, "instructions") for kind in ("has", "obeys")]
-        self.columns = ["one", "has_reference", "rougeL", "nats", "tokens", "bytes", "scored", "obeyed", *shown]
+        self.columns = [
+            "one",
+            "has_reference",
+            "rougeL",
+            "sound_rougeL",
+            "nats",
+            "tokens",
+            "bytes",
+            "scored",
+            "obeyed",
+            *shown,
+        ]
         self.columns += ["listed", "strict", "loose", "instructions", "obeyed_strict", "obeyed_loose"]
         self.place = {name: column for column, name in enumerate(self.columns)}
+        if self.primary == "prompt_strict":  # right or wrong as a whole: McNemar's test
+            self.right = lambda sums_NK: sums_NK[:, self.place["strict"]] > 0
 
     def statistics(self, records: Sequence[Dialogue], answers: Sequence[Reply]) -> Floats:
         """The numbers of :attr:`columns`."""
@@ -233,7 +247,9 @@ class ReplyMetric(Metric[Dialogue, Reply]):
             loose = [obeyed_loosely(check, reply.text) for check in exchange.checks]
             row |= {"listed": 1.0, "strict": float(all(strict)), "loose": float(all(loose))}
             row |= {"instructions": len(strict), "obeyed_strict": sum(strict), "obeyed_loose": sum(loose)}
+        faced = sum(value for name, value in row.items() if name.startswith("has:"))
         row["obeyed"] = sum(value for name, value in row.items() if name.startswith("obeys:"))
+        row["sound_rougeL"] = row.get("rougeL", 0.0) * (row["obeyed"] == faced)
         return row
 
     def measures(self, sums: Floats) -> dict[str, Floats]:
@@ -246,7 +262,8 @@ class ReplyMetric(Metric[Dialogue, Reply]):
         rules = (*RULES, "instructions")
         found: dict[str, Floats] = {}
         if self.references:
-            found = {"rougeL": share("rougeL", "has_reference"), "loss": share("nats", "tokens")}
+            found = {name: share(name, "has_reference") for name in ("sound_rougeL", "rougeL")}
+            found["loss"] = share("nats", "tokens")
             found["bits_per_byte"] = share("nats", "bytes") / np.log(2)
         if self.listed:
             found |= {"prompt_strict": share("strict", "listed"), "prompt_loose": share("loose", "listed")}

@@ -53,6 +53,14 @@ class System(ABC, Generic[R, A]):
     def answer(self, records: Sequence[R]) -> list[A]:
         """One answer for each record, in their order. What the records say is right is not looked at."""
 
+    def weigh(self, records: Sequence[R], answers: Sequence[A]) -> list[A]:
+        """The answers with what more a metric wants to know, such as how likely the system finds the right ones.
+
+        It is asked for once the answers are there, and its time is not counted as theirs.
+        """
+        del records
+        return list(answers)
+
     def save(self, folder: Path) -> Path | None:
         """Write it to a new folder that ``hanmo.load`` reads, and return that; None where there is nothing to write."""
         del folder
@@ -108,6 +116,7 @@ class Task(ABC, Generic[R, A]):
         kind: of its records, for :func:`hanmo.data.tasks.read_records`.
         training: the task of ``hanmo finetune`` that teaches it to a network.
         settings: names of what can be set of this task alone, such as ``samples``.
+        shows_untuned: whether the model that a tuned one was made from is measured beside it.
     """
 
     name: ClassVar[str]
@@ -133,6 +142,8 @@ class Task(ABC, Generic[R, A]):
                     zh=f"任务 {self.name} 没有设置 {flag(name)}，请去掉；该任务专有的设置：{known}",
                 )
         self.given = given
+
+    shows_untuned: ClassVar[bool] = False
 
     @abstractmethod
     def metric(self, records: Sequence[R]) -> Metric[R, A]:

@@ -19,6 +19,7 @@ MODULES = {  # name: class; its module has the name of the task
     "summarization": "Summarization",
     "translation": "Translation",
     "writing": "Writing",
+    "dialogue": "Dialogues",
 }
 ALIASES = {
     "sentiment": "classification",
@@ -45,6 +46,8 @@ ALIASES = {
     "poetry": "writing",
     "stories": "writing",
     "mail": "writing",
+    "assistant": "dialogue",
+    "instruction-following": "dialogue",
 }
 
 

@@ -16,6 +16,7 @@ from hanmo.data.tasks.schemes import Scheme, detect_scheme, spans_of, to_iob2
 from hanmo.data.tasks.splits import Split, SplitReport, check_labels, label_names, split_records
 from hanmo.data.tasks.types import (
     Answer,
+    Check,
     Dialogue,
     Labelled,
     Message,
@@ -34,6 +35,7 @@ from hanmo.data.tasks.types import (
 __all__ = [
     "KINDS",
     "Answer",
+    "Check",
     "Dialogue",
     "FileReport",
     "Labelled",

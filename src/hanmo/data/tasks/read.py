@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from hanmo.data.settings import DataSettings
 from hanmo.data.sources import Source, find_sources
-from hanmo.data.tasks.dialogues import CONVERSATION, INSTRUCTION, read_dialogues
+from hanmo.data.tasks.dialogues import CHECKED, CONVERSATION, read_dialogues
 from hanmo.data.tasks.files import RecordFile, Unusable, open_records
 from hanmo.data.tasks.formats import stem_of
 from hanmo.data.tasks.labelled import ROLES as LABELLED
@@ -57,7 +57,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "labelled": LABELLED.all,
     "tagged": (*TAGGED.all, "text", "spans"),
     "pair": PAIR.all,
-    "dialogue": tuple(dict.fromkeys((*CONVERSATION.all, *INSTRUCTION.all))),
+    "dialogue": tuple(dict.fromkeys((*CONVERSATION.all, *CHECKED.all))),
     "preference": PREFERENCE.all,
     "question_answer": QUESTION.all,
     "similar": SIMILAR.all,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
+Check = dict[str, Any]  # {"id": "length_constraints:number_words", "relation": "at least", "num_words": 50}
 Answer = tuple[str, int]  # text, and the character of the context where it begins
 
 
@@ -94,9 +96,14 @@ class Pair(Record):
 
 @dataclass(frozen=True)
 class Dialogue(Record):
-    """A conversation with at least one message of the assistant."""
+    """A conversation with at least one message of the assistant, or with something that can be checked of an answer.
+
+    Attributes:
+        checks: what an answer to it has to obey: the name of an instruction as ``id``, and its arguments.
+    """
 
     messages: tuple[Message, ...]
+    checks: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True)

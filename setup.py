@@ -1,6 +1,9 @@
 """The native libraries: one per instruction set, from the same C++ sources. All else about the package stands in
 pyproject.toml.
 
+There is also the line that tells the lm-evaluation-harness of Hanmo's models (``hanmo.evaluation.harness_name``); it
+goes where Python looks for packages.
+
 There are two sets: kernels for training (``models/kernels``) and the engine that writes and reads texts
 (``inference/native``). They are optional: without a compiler the package installs all the same and computes with torch
 alone (`hanmo doctor` says what that costs).
@@ -11,6 +14,7 @@ from __future__ import annotations
 import copy
 import platform
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -67,4 +71,9 @@ if sys.platform == "linux":
     ]
     engine = ENGINE.get(MACHINE, {"plain": []})
     modules += [extension("hanmo.inference.native", level, [*EXACT, *flags]) for level, flags in engine.items()]
-setup(ext_modules=modules, cmdclass={"build_ext": BuildExtensions})
+packages = Path(sysconfig.get_path("purelib")).relative_to(sysconfig.get_path("data"))
+setup(
+    ext_modules=modules,
+    cmdclass={"build_ext": BuildExtensions},
+    data_files=[(packages.as_posix(), ["hanmo_lm_eval.pth"])],
+)

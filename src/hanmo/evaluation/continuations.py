@@ -240,7 +240,7 @@ def begin(
     beginning = min(beginning, min(map(len, contexts)) - 1)  # what follows the last token is wanted of each
     if beginning < SHARED or not network.trims or (len(groups) == 1 and common(shelf.ids, contexts[0]) < SHARED):
         shelf.clear()
-        found = []
+        found: list[tuple[Any, Sequence[int]]] = []
         for group in groups:
             text, unread = network.open(group.context, group.length - len(group.context), model.adapter)
             opened.callback(text.release)

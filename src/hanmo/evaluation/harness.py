@@ -26,7 +26,8 @@ from hanmo.inference.language_model import LanguageModel
 from hanmo.inference.loading import find, load
 from hanmo.inference.sampling import MAX_STOP_LENGTH, MAX_STOPS
 from hanmo.inference.settings import ENGINES, PRECISIONS
-from hanmo.models.checkpoints.huggingface import expects_bos
+from hanmo.models.checkpoints.huggingface import expects_bos, read_object
+from hanmo.models.checkpoints.weights import known_ids
 from hanmo.text.chat import render_text
 from hanmo.text.wrapping import wrapping_of
 
@@ -109,10 +110,11 @@ class HanmoLM(TemplateLM):  # type: ignore[misc] # the harness has no types
         for name in unknown:
             raise refused(f"there is no model argument '{name}'", nearest(name, ARGUMENTS), f"没有模型参数 '{name}'")
         self.batch_size = whole(batch if batch is not None else batch_size, "batch", BATCH)
-        self.prefix, self.suffix = [], []
+        self.prefix: list[int] = []
+        self.suffix: list[int] = []
         if model is None:
-            model = load_model(pretrained, dtype, device, engine, kv_cache, offline)
-            self.prefix, self.suffix = wrapped(model, str(pretrained), offline)
+            model = check(load_model(pretrained, dtype, device, engine, kv_cache, offline))
+            self.prefix, self.suffix = follow_files(model, str(pretrained), offline)
         self.model = check(model)
         self.tokenizer = self.model.tokenizer
         self.name = str(pretrained or self.model.name)
@@ -319,7 +321,7 @@ def load_model(
         raise refused(f"there is no dtype '{dtype}'", nearest(str(dtype), DTYPES), f"没有数据类型 '{dtype}'")
     if engine not in ENGINES:
         raise refused(f"there is no engine '{engine}'", nearest(engine, ENGINES), f"没有引擎 '{engine}'")
-    place = {"device": device, "engine": engine, "kv_cache": kv_cache, "offline": bool(offline)}
+    place: dict[str, Any] = {"device": device, "engine": engine, "kv_cache": kv_cache, "offline": bool(offline)}
     model = load(str(pretrained), precision=DTYPES[str(dtype)], **place)
     if str(dtype) != "auto" and getattr(model, "device", torch.device("cpu")).type != "cpu":
         raise refused(
@@ -347,13 +349,24 @@ def check(model: Any) -> LanguageModel:
     return model
 
 
-def wrapped(model: Any, name: str, offline: bool) -> tuple[list[int], list[int]]:
-    """The control tokens that the tokenizer's files put before and after a text, as ``transformers`` reads them."""
-    path = find(name, offline=offline) if isinstance(model, LanguageModel) else None
-    if path is None or not path.is_dir():  # a GGUF file says it, too
-        return list(getattr(model, "prompt_prefix", [])), []
-    tokenizer = model.tokenizer
-    before = [tokenizer.bos_id] if expects_bos(path, tokenizer, tokenizer.bos_id) else []
+def follow_files(model: LanguageModel, name: str, offline: bool) -> tuple[list[int], list[int]]:
+    """Let a text end at the tokens that the model's files name and at no others, as ``transformers`` does.
+
+    Returns:
+        the control tokens that the tokenizer's files put before and after a text.
+    """
+    path, tokenizer = find(name, offline=offline), model.tokenizer
+    if not path.is_dir():  # a GGUF file says which token comes first, and which one ends a text
+        return model.prompt_prefix, []
+    told: dict[str, Any] = {}
+    for file in (path / "config.json", path / "generation_config.json"):
+        told |= {key: value for key, value in (read_object(file) if file.exists() else {}).items() if value is not None}
+    ends = {*known_ids(told.get("eos_token_id"), model.network.vocab_size, str(path)), tokenizer.eos_id} - {None}
+    if ends:
+        model.eos_ids = model.engine.vocabulary.ends = frozenset(id for id in ends if id is not None)
+    before = (
+        [tokenizer.bos_id] if tokenizer.bos_id is not None and expects_bos(path, tokenizer, tokenizer.bos_id) else []
+    )
     return before, wrapping_of(tokenizer, causal=True).suffix
 
 

@@ -15,10 +15,12 @@ import copy
 import platform
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
 
 AVX512, AVX2, NEON = ["-march=x86-64-v4", "-mavx512vnni"], ["-march=x86-64-v3"], ["-march=armv8.2-a+dotprod"]
 KERNELS = {  # machine: library: compiler flags; what the machine runs is decided when the library is loaded
@@ -34,6 +36,7 @@ ENGINE = {
     },
     "aarch64": {"neon": NEON, "plain": []},
 }
+HARNESS = "hanmo_lm_eval.pth"
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
 COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 COMPILE += ["-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]  # GCC 12 warns of its own headers
@@ -49,6 +52,18 @@ class BuildExtensions(build_ext):
         own = copy.copy(self)
         own.build_temp = str(Path(self.build_temp, ext.name))
         build_ext.build_extension(own, ext)
+
+
+class EditableWheel(editable_wheel):
+    """An editable installation takes no data files by itself; pip puts down what it finds in the archive, and removes
+    it again with the rest."""
+
+    def run(self) -> None:
+        """Build the archive and add the line for the harness."""
+        super().run()
+        for archive in Path(self.dist_dir).glob("hanmo-*editable*.whl"):
+            with zipfile.ZipFile(archive, "a") as opened:
+                opened.write(HARNESS)
 
 
 def extension(package: str, level: str, flags: list[str]) -> Extension:
@@ -74,6 +89,6 @@ if sys.platform == "linux":
 packages = Path(sysconfig.get_path("purelib")).relative_to(sysconfig.get_path("data"))
 setup(
     ext_modules=modules,
-    cmdclass={"build_ext": BuildExtensions},
-    data_files=[(packages.as_posix(), ["hanmo_lm_eval.pth"])],
+    cmdclass={"build_ext": BuildExtensions, "editable_wheel": EditableWheel},
+    data_files=[(packages.as_posix(), [HARNESS])],
 )

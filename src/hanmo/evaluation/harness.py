@@ -28,6 +28,8 @@ from hanmo.inference.sampling import MAX_STOP_LENGTH, MAX_STOPS
 from hanmo.inference.settings import ENGINES, PRECISIONS
 from hanmo.models.checkpoints.huggingface import expects_bos, read_object
 from hanmo.models.checkpoints.weights import known_ids
+from hanmo.models.device import choose_device
+from hanmo.models.transformer import Transformer
 from hanmo.text.chat import render_text
 from hanmo.text.wrapping import wrapping_of
 
@@ -42,6 +44,7 @@ except ImportError as error:
 
 BATCH = 8
 DTYPES = {"auto": None, "float32": "fp32", "float16": "fp16", **{name: name for name in PRECISIONS}}
+FLOATS = {"fp32": "float32", "fp16": "float16"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
 NEUTRAL: dict[str, tuple[Any, ...]] = {"num_beams": (1,), "num_return_sequences": (1,), "use_cache": (True, False)}
 ARGUMENTS = (
@@ -66,7 +69,8 @@ class HanmoLM(TemplateLM):  # type: ignore[misc] # the harness has no types
 
     Args:
         pretrained: what :func:`hanmo.load` takes: a folder, a run, a GGUF file, a name of the catalog.
-        dtype: the weights on a CPU: fp32 (or float32), fp16 (float16), int8, int4; auto: as they are stored.
+        dtype: the weights: fp32 (or float32), fp16 (float16); on a CPU also int8, int4; auto: as they are stored, and
+            float32 on a CPU where they are stored as floats.
         batch: how many contexts are read, or texts are written, at the same time; ``--batch_size`` says the same.
         device: auto, cpu, cuda, cuda:1, mps.
         engine: auto, native or torch.
@@ -321,15 +325,35 @@ def load_model(
         raise refused(f"there is no dtype '{dtype}'", nearest(str(dtype), DTYPES), f"没有数据类型 '{dtype}'")
     if engine not in ENGINES:
         raise refused(f"there is no engine '{engine}'", nearest(engine, ENGINES), f"没有引擎 '{engine}'")
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        device = "auto"  # the harness asks for the first GPU where nobody names a device
     place: dict[str, Any] = {"device": device, "engine": engine, "kv_cache": kv_cache, "offline": bool(offline)}
-    model = load(str(pretrained), precision=DTYPES[str(dtype)], **place)
-    if str(dtype) != "auto" and getattr(model, "device", torch.device("cpu")).type != "cpu":
+    precision = DTYPES[str(dtype)]
+    if precision is None or choose_device(device).type == "cpu":
+        return load(str(pretrained), precision=precision, **place)
+    return converted(check(load(str(pretrained), **place)), precision)
+
+
+def converted(model: LanguageModel, precision: str) -> LanguageModel:
+    """A model on an accelerator with its weights as floats of another size.
+
+    Raises:
+        UsageError: weights of 8 or 4 bits, which only CPUs compute; or a network that torch does not hold.
+    """
+    if precision not in FLOATS or not isinstance(model.model, Transformer):
         raise refused(
-            f"dtype={dtype} is for weights on a CPU; on {model.device} a model computes in the form it is stored in",
+            f"dtype={precision} cannot be had on {model.device}",
             "leave dtype out, or device=cpu",
-            f"dtype={dtype} 只用于 CPU；在 {model.device} 上按存储的精度计算。请去掉 dtype，或使用 device=cpu",
+            f"{model.device} 上不能使用 dtype={precision}。请去掉 dtype，或使用 device=cpu",
         )
-    return model
+    return LanguageModel(
+        model.model.to(getattr(torch, FLOATS[precision])),
+        model.tokenizer,
+        name=model.name,
+        eos_ids=sorted(model.eos_ids),
+        prompt_prefix=model.prompt_prefix,
+        forbidden_ids=model.forbidden_ids,
+    )
 
 
 def check(model: Any) -> LanguageModel:

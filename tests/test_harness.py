@@ -17,7 +17,6 @@ pytest.importorskip("lm_eval", reason="pip install 'hanmo[harness]'")
 transformers = pytest.importorskip("transformers")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
-import lm_eval.models  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.registry import get_model, model_registry  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
@@ -35,10 +34,10 @@ from hanmo.text.training import train_bpe  # noqa: E402
 from .serving_fakes import running_server  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-CONTEXT = 96
+CONTEXT = 160
 CHINESE = ["床前明月光，疑是地上霜。举头望明月，低头思故乡。", "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"]
 ENGLISH = ["The quick brown fox jumps over the lazy dog. ", "What is the capital of France? It is Paris. 🌸"]
-SHOTS = "Question: which city? Answer: Paris\n问题：哪座城市？回答：北京\n" * 2
+SHOTS = "Question: which city? Answer: Paris\n问题：哪座城市？回答：北京\n"
 SHAPE: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 LENGTHS = {"max_position_embeddings": CONTEXT, "initializer_range": 0.15}
 
@@ -53,7 +52,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tokenizer = tmp_path_factory.mktemp("llama"), trained()
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
-        tokenizer.vocab_size, **SHAPE, **LENGTHS, num_key_value_heads=2, bos_token_id=None, eos_token_id=0
+        vocab_size=tokenizer.vocab_size, **SHAPE, **LENGTHS, num_key_value_heads=2, bos_token_id=None, eos_token_id=0
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save(folder)
@@ -62,7 +61,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random GPT-2 with a padded vocabulary, whose tokenizer puts BOS before every text."""
+    """A small random GPT-2 whose tokenizer puts BOS before every text; its vocabulary is padded with rows of zeros."""
     folder, tokenizer = tmp_path_factory.mktemp("gpt2"), trained()
     definition = json.loads(tokenizer.to_json())
     start = {"id": "<|im_start|>", "ids": [2], "tokens": ["<|im_start|>"]}
@@ -76,8 +75,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Tokenizer.from_json(text, bos_token="<|im_start|>", eos_token="<|endoftext|>").save(folder)
     torch.manual_seed(2)
     config = transformers.GPT2Config(
-        tokenizer.vocab_size + 7,
-        CONTEXT,
+        vocab_size=tokenizer.vocab_size + 7,
+        n_positions=CONTEXT,
         n_embd=48,
         n_layer=2,
         n_head=4,
@@ -85,7 +84,9 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=2,
         eos_token_id=0,
     )
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    model = transformers.GPT2LMHeadModel(config)
+    model.transformer.wte.weight.data[tokenizer.vocab_size :] = 0
+    model.save_pretrained(folder)
     return folder
 
 
@@ -98,7 +99,7 @@ def choices() -> list[tuple[str, str]]:
     pairs = []
     for text in CHINESE + ENGLISH:
         half = len(text) // 2
-        for context in (text[:half], SHOTS + text[:half], text * 6, ""):
+        for context in (text[:half], SHOTS + text[:half], text * 9, ""):
             pairs += [(context, text[half:]), (context, " a cat"), (context, "，不是"), (context, "a")]
     return [
         *pairs,
@@ -110,24 +111,26 @@ def choices() -> list[tuple[str, str]]:
 
 
 def documents() -> list[tuple[str]]:
-    return [("",), ("短。",), *((text * times,) for times in (1, 9) for text in CHINESE + ENGLISH)]
+    return [("",), ("短。",), *((text * times,) for times in (1, 15) for text in CHINESE + ENGLISH)]
 
 
 def contexts() -> list[tuple[str, dict[str, Any]]]:
     greedy: dict[str, Any] = {"until": ["。", "\n\n"], "max_gen_toks": 20, "do_sample": False}
     ended: dict[str, Any] = {"until": "<|im_end|>", "max_gen_toks": 30, "temperature": 0.0, "num_beams": 1}
-    texts = [text * times for text in CHINESE + ENGLISH for times in (1, 7)]
+    texts = [text * times for text in CHINESE + ENGLISH for times in (1, 10)]
     return [(text, options) for text in texts for options in (greedy, ended)]
 
 
 def near(found: list[Any], expected: list[Any]) -> bool:
-    """Log-likelihoods equal within 1e-4, and the same about what is greedy."""
+    """Log-likelihoods equal within 1e-4, and the same about what is greedy.
+
+    ``hf`` adds up in single precision, where numbers beyond 500 nats lie 6e-5 apart: so much more is allowed to them.
+    """
     assert len(found) == len(expected) > 0
-    pairs = [(a if isinstance(a, tuple) else (a, None), b if isinstance(b, tuple) else (b, None)) for a, b in
-             zip(found, expected, strict=True)]  # fmt: skip
-    assert [a[1] for a, _ in pairs] == [b[1] for _, b in pairs]
-    worst = max(abs(a[0] - b[0]) for a, b in pairs)
-    assert worst < 1e-4, worst
+    for ours, theirs in zip(found, expected, strict=True):
+        (value, greedy), (other, also) = (each if isinstance(each, tuple) else (each, None) for each in (ours, theirs))
+        assert greedy == also
+        assert abs(value - other) < 1e-4 + (2**-23 * abs(other) if abs(other) > 500 else 0), (value, other)
     return True
 
 
@@ -185,7 +188,8 @@ def test_batches_and_shared_beginnings_change_nothing(llama: Path) -> None:
         assert [found[place] for place in range(len(pairs))] == pytest.approx(alone, abs=1e-5)
     together = model.choice_logprobs(pairs[0][0], [pairs[0][1], pairs[1][1]])
     assert [float(each.sum()) for each in together] == pytest.approx(alone[:2], abs=1e-5)
-    assert not model.engine.busy and model.network.pages.free == model.network.pages.total
+    pages = model.network.pages
+    assert not model.engine.busy and len(pages.free) == model.network.cache.pages
     with pytest.raises(DataError, match="continuation 0 has 200 tokens"):
         list(score_continuations(model, [([1], [1] * 200)]))
     with pytest.raises(UsageError, match="outside the vocabulary"):
@@ -249,7 +253,7 @@ def test_the_command_knows_the_model(llama: Path, tasks: Path, tmp_path: Path) -
 def test_registration_is_lazy_and_names_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'[project.entry-points."lm_eval.models"]\nhanmo = "{harness_name.TARGET}"' in declared
-    assert harness_name.TARGET == f"{HanmoLM.__module__}:{HanmoLM.__name__}"
+    assert f"{HanmoLM.__module__}:{HanmoLM.__name__}" == harness_name.TARGET
     assert get_model("hanmo") is HanmoLM
     monkeypatch.delitem(model_registry._objs, "hanmo")
     harness_name.register()
@@ -311,21 +315,23 @@ def test_chat_templates_are_those_of_hf(llama: Path) -> None:
 
 def test_answers_reach_the_cache(llama: Path) -> None:
     class Hook:
-        kept: list[tuple[str, Any, Any]] = []
+        def __init__(self) -> None:
+            self.kept: list[tuple[str, Any, Any]] = []
 
         def add_partial(self, kind: str, asked: Any, answer: Any) -> None:
             self.kept.append((kind, asked, answer))
 
     lm = HanmoLM(str(llama), device="cpu")
-    lm.set_cache_hook(Hook())
+    hook = Hook()
+    lm.set_cache_hook(hook)
     pairs = choices()[:3]
     answers = lm.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
-    total = lm.loglikelihood_rolling(instances("loglikelihood_rolling", [(CHINESE[0] * 9,)]), disable_tqdm=True)
+    total = lm.loglikelihood_rolling(instances("loglikelihood_rolling", [(CHINESE[0] * 15,)]), disable_tqdm=True)
     text = lm.generate_until(instances("generate_until", contexts()[:1]), disable_tqdm=True)
-    assert sorted(Hook.kept[:3], key=str) == sorted(
+    assert sorted(hook.kept[:3], key=str) == sorted(
         [("loglikelihood", pair, answer) for pair, answer in zip(pairs, answers, strict=True)], key=str
     )
-    assert [(kind, answer) for kind, _, answer in Hook.kept[3:]] == [
+    assert [(kind, answer) for kind, _, answer in hook.kept[3:]] == [
         ("loglikelihood_rolling", total[0]),
         ("generate_until", text[0]),
     ]
@@ -356,9 +362,7 @@ def test_bad_arguments_are_named(llama: Path, given: dict[str, Any], message: st
 
 
 def test_a_model_without_likelihoods_is_refused(tmp_path: Path) -> None:
-    config = transformers.BertConfig(
-        40, 16, 1, 2, intermediate_size=32, max_position_embeddings=32, architectures=["BertModel"]
-    )
+    config = transformers.BertConfig(vocab_size=400, **SHAPE, max_position_embeddings=32)
     transformers.BertModel(config).save_pretrained(tmp_path)
     train_bpe(CHINESE * 2, 300).save(tmp_path)
     with pytest.raises(ModelError, match="gives no likelihood of a text"):
@@ -376,7 +380,9 @@ def test_a_model_without_likelihoods_is_refused(tmp_path: Path) -> None:
 def test_bad_generation_options_are_named(llama: Path, options: dict[str, Any], message: str) -> None:
     lm = HanmoLM(str(llama), device="cpu")
     with pytest.raises(UsageError) as caught:
-        lm.generate_until(instances("generate_until", [("a", {"until": [], **options})]), disable_tqdm=True)
+        lm.generate_until(
+            instances("generate_until", [("a", {"until": [], "max_gen_toks": 9, **options})]), disable_tqdm=True
+        )
     assert message in str(caught.value)
 
 

@@ -44,6 +44,7 @@ except ImportError as error:
 
 BATCH = 8
 DTYPES = {"auto": None, "float32": "fp32", "float16": "fp16", **{name: name for name in PRECISIONS}}
+MARK = "\ue000the message goes on\ue000 "  # what comes after it in a rendered conversation is cut
 FLOATS = {"fp32": "float32", "fp16": "float16"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
 NEUTRAL: dict[str, tuple[Any, ...]] = {"num_beams": (1,), "num_return_sequences": (1,), "use_cache": (True, False)}
@@ -183,6 +184,8 @@ class HanmoLM(TemplateLM):  # type: ignore[misc] # the harness has no types
             DataError: the template refuses the conversation.
         """
         messages = [{key: message[key] for key in ("role", "content")} for message in chat_history]
+        if not add_generation_prompt:
+            messages[-1]["content"] += MARK
         try:
             text = render_text(self.tokenizer, messages, add_generation_prompt=add_generation_prompt)
         except DataError:  # some templates know no system
@@ -190,10 +193,10 @@ class HanmoLM(TemplateLM):  # type: ignore[misc] # the harness has no types
             if not rest or len(rest) == len(messages):
                 raise
             text = render_text(self.tokenizer, rest, add_generation_prompt=add_generation_prompt)
-        final = messages[-1]["content"].strip()
-        if add_generation_prompt or final not in text:
+        before, mark, after = text.rpartition(MARK.strip())
+        if add_generation_prompt or not mark:
             return text
-        return text[: text.rindex(final) + len(final)]
+        return before if after.startswith(" ") else before.rstrip()  # this template trims its messages
 
     # What the harness asks -------------------------------------------------------------------------------------------
 
@@ -270,16 +273,7 @@ class Writing:
     def __init__(self, lm: HanmoLM, options: dict[str, Any], seed: int) -> None:
         self.lm = lm
         given = dict(normalize_gen_kwargs(options, lm.max_gen_toks))
-        limit, sample = int(given.pop("max_gen_toks")), given.pop("do_sample")
-        end = lm.tokenizer.decode([lm.eot_token_id], skip_special=False)
-        self.until: list[str] = [text for text in handle_stop_sequences(given.pop("until", None), end) if text]
-        self.room = lm.max_length - limit
-        if self.room < 1:
-            raise refused(
-                f"{limit} tokens are to be written; the model is given at most {lm.max_length}, the context included",
-                f"a smaller max_gen_toks, below {lm.max_length}",
-                f"要生成 {limit} 个词元，而模型最多容纳 {lm.max_length} 个（含上文）；请减小 max_gen_toks",
-            )
+        limit, sample, until = (given.pop(name) for name in ("max_gen_toks", "do_sample", "until"))
         for name in [name for name in given if name in NEUTRAL and given[name] in NEUTRAL[name]]:
             del given[name]
         for name in given:
@@ -289,6 +283,15 @@ class Writing:
                     nearest(name, ("until", "max_gen_toks", "do_sample", *SAMPLING)),
                     f"未知的生成选项 '{name}={given[name]}'",
                 )
+        end = lm.tokenizer.decode([lm.eot_token_id], skip_special=False)
+        self.until: list[str] = [text for text in handle_stop_sequences(until, end) if text]
+        self.room = lm.max_length - limit
+        if self.room < 1:
+            raise refused(
+                f"{limit} tokens are to be written; the model is given at most {lm.max_length}, the context included",
+                f"a smaller max_gen_toks, below {lm.max_length}",
+                f"要生成 {limit} 个词元，而模型最多容纳 {lm.max_length} 个（含上文）；请减小 max_gen_toks",
+            )
         drawn = {"temperature": 1.0, **given} if sample else {"temperature": 0.0}
         special = lm.tokenizer.special_tokens
         self.ends = {special[text] for text in self.until if text in special}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -432,6 +433,30 @@ def test_the_harness_finds_the_tokenizer_of_the_server(address: str, llama: Path
     ids = server.tok_encode("春眠不觉晓 a <|im_end|>")
     assert ids == Tokenizer.load(llama).encode("春眠不觉晓 a <|im_end|>", special=True)
     assert server.decode_batch([ids]) == ["春眠不觉晓 a <|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "route, body, status, message",
+    [
+        ("tokenize", {}, 400, "the field 'prompt' is missing"),
+        ("tokenize", {"prompt": 5}, 400, "'prompt' should be a valid string"),
+        ("tokenize", {"prompt": "a", "promt": "b"}, 400, "unknown field 'promt'"),
+        ("tokenize", {"prompt": "a", "model": "other"}, 404, "'other' does not exist here"),
+        ("detokenize", {"tokens": [1, 9999]}, 400, "the token id 9999 at position 1 is outside the vocabulary"),
+        ("detokenize", {"tokens": ["a"]}, 400, "'tokens[0]' should be a valid integer"),
+    ],
+)
+def test_bad_requests_for_ids(address: str, route: str, body: dict[str, Any], status: int, message: str) -> None:
+    answer = httpx.post(f"{address}/{route}", json=body)
+    assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
+def test_ids_with_what_stands_before_a_text(gpt2: Path) -> None:
+    with running_server(load(gpt2, device="cpu"), "tiny") as address:
+        answer = httpx.post(f"{address}/tokenize", json={"prompt": "The 山", "return_token_strs": True}).json()
+        assert answer["tokens"][0] == 2 and answer["token_strs"][0] == "<|im_start|>"
+        assert (answer["count"], answer["max_model_len"]) == (len(answer["tokens"]), CONTEXT)
+        assert httpx.post(f"{address}/detokenize", json={"tokens": []}).json() == {"prompt": ""}
 
 
 def test_chat_over_http(address: str, llama: Path) -> None:

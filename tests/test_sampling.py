@@ -60,7 +60,7 @@ from hanmo.inference.sampling import Sampling, draw, process
         ("stop", [""], "1 to 64 characters"),
         ("stop", ["x" * 65], "1 to 64 characters"),
         ("stop", [7], "1 to 64 characters"),
-        ("stop", 7, "at most 4 texts"),
+        ("stop", 7, "at most 16 texts"),
     ],
 )
 def test_bad_values_are_refused_with_field_range_and_fix(name: str, value: Any, expected: str) -> None:

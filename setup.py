@@ -86,9 +86,9 @@ if sys.platform == "linux":
     ]
     engine = ENGINE.get(MACHINE, {"plain": []})
     modules += [extension("hanmo.inference.native", level, [*EXACT, *flags]) for level, flags in engine.items()]
-packages = Path(sysconfig.get_path("purelib")).relative_to(sysconfig.get_path("data"))
+packages, prefix = Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("data"))
 setup(
     ext_modules=modules,
     cmdclass={"build_ext": BuildExtensions, "editable_wheel": EditableWheel},
-    data_files=[(packages.as_posix(), [HARNESS])],
+    data_files=[(packages.relative_to(prefix).as_posix(), [HARNESS])] if packages.is_relative_to(prefix) else [],
 )

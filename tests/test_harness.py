@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI  # noqa: E402
 
 from hanmo.errors import DataError, HanmoError, ModelError, UsageError  # noqa: E402
-from hanmo.evaluation import harness_name  # noqa: E402
+from hanmo.evaluation import harness, harness_name  # noqa: E402
 from hanmo.evaluation.continuations import score_continuations  # noqa: E402
 from hanmo.evaluation.harness import HanmoLM  # noqa: E402
 from hanmo.inference.loading import load  # noqa: E402
@@ -272,6 +272,19 @@ def test_registration_is_lazy_and_names_the_class(monkeypatch: pytest.MonkeyPatc
     harness_name.register()
     assert model_registry._objs["hanmo"] == harness_name.TARGET and "hf" in model_registry
     assert get_model("hanmo") is HanmoLM
+
+
+def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """``python -m hanmo.evaluation.harness``: errors of ours without a traceback, with their exit code."""
+
+    def command() -> None:
+        HanmoLM(pretrained="nowhere/at-all")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", command)
+    with pytest.raises(SystemExit) as caught:
+        harness.main()
+    assert caught.value.code == ModelError.exit_code
+    assert "hanmo: there is no model 'nowhere/at-all'" in capsys.readouterr().err
 
 
 def test_the_line_of_the_installation_does_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

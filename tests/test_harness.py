@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,10 @@ from hanmo.evaluation import harness, harness_name  # noqa: E402
 from hanmo.evaluation.continuations import score_continuations  # noqa: E402
 from hanmo.evaluation.harness import HanmoLM  # noqa: E402
 from hanmo.inference.loading import load  # noqa: E402
+from hanmo.models.checkpoints.ngram import save_ngram  # noqa: E402
+from hanmo.models.checkpoints.recurrent import save_recurrent  # noqa: E402
+from hanmo.models.ngram import NGramModel  # noqa: E402
+from hanmo.models.recurrent import RecurrentConfig, RecurrentModel  # noqa: E402
 from hanmo.text.chat import CHATML_TEMPLATE  # noqa: E402
 from hanmo.text.tokenizer import Tokenizer  # noqa: E402
 from hanmo.text.training import train_bpe  # noqa: E402
@@ -206,6 +211,26 @@ def test_batches_and_shared_beginnings_change_nothing(llama: Path) -> None:
         list(score_continuations(model, [([1], [1] * 200)]))
     with pytest.raises(UsageError, match="outside the vocabulary"):
         list(score_continuations(model, [([1], [10_000])]))
+
+
+def test_every_kind_of_language_model(tmp_path: Path) -> None:
+    """Recurrent and n-gram models, of which ``hf`` knows nothing: the tokens' own log-probabilities, added up."""
+    tokenizer = trained()
+    torch.manual_seed(3)
+    network = RecurrentModel(RecurrentConfig("lstm", tokenizer.vocab_size, 24, 24, 2))
+    save_recurrent(tmp_path / "lstm", network, tokenizer, {"kind": "model"})
+    documents = [[*tokenizer.encode(text), 0] for text in CHINESE + ENGLISH]
+    ngram = NGramModel.train(documents, 3, tokenizer.vocab_size, bos_id=0, eos_id=0)
+    save_ngram(tmp_path / "ngram", ngram, tokenizer, {"kind": "model"})
+    for name in ("lstm", "ngram"):
+        lm = HanmoLM(str(tmp_path / name), device="cpu", batch=3, max_length=100)
+        pairs = [(SHOTS + text[:half], text[half : half + 9]) for text in CHINESE + ENGLISH for half in (5, 11)]
+        answers = lm.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+        for pair, (value, _) in zip(pairs, answers, strict=True):
+            context, continuation = lm._encode_pair(*pair)
+            scores = lm.model.score(np.array([[*context, *continuation]]))[0]
+            assert value == pytest.approx(scores[-len(continuation) :].sum(), abs=1e-4)
+        assert lm.generate_until(instances("generate_until", [("春眠", {"until": [], "max_gen_toks": 5})]))
 
 
 # The command line ----------------------------------------------------------------------------------------------------

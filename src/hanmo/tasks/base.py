@@ -116,6 +116,7 @@ class Task(ABC, Generic[R, A]):
         kind: of its records, for :func:`hanmo.data.tasks.read_records`.
         training: the task of ``hanmo finetune`` that teaches it to a network.
         settings: names of what can be set of this task alone, such as ``samples``.
+        whole: whether a plain file, or standard input, is one text rather than a text a line.
         shows_untuned: whether the model that a tuned one was made from is measured beside it.
     """
 
@@ -144,6 +145,7 @@ class Task(ABC, Generic[R, A]):
         self.given = given
 
     shows_untuned: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     @abstractmethod
     def metric(self, records: Sequence[R]) -> Metric[R, A]:

@@ -30,6 +30,7 @@ HELP_ZH = "哪个模型足够完成任务：并列比较质量、速度、内存
 TRAINED_ON = ("classification", "tagging", "question-answering", "seq2seq")  # that networks are fine-tuned for
 FEW = 1000  # records of which a share would be too small a test: they are cross-validated
 ROWS = ("labelled", "tagged", "pair", "question_answer")  # records that can be written for them
+CROSSED = ("labelled", "tagged", "roles")  # what is cross-validated: its answers are short
 LEARNED = "learned"  # folder of what the candidates have learned, until one is recommended
 SHARE_OF_BUDGET = 0.45  # of what is left, for one fine-tuning
 
@@ -151,7 +152,7 @@ def divide(settings: CompareSettings, task: Any) -> Parts:
     if others:
         test = others[0]
         split = split_records(records, Shares(validation=0.1, test=0.0), settings.seed)
-    elif len(records) < FEW:
+    elif len(records) < FEW and task.kind in CROSSED:
         notice(
             pick(
                 f"{len(records):,} records: each is answered by what has learned from the other {FOLDS - 1} of "

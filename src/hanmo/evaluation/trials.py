@@ -201,15 +201,18 @@ def learn_and_answer(candidate: Candidate, name: str, parts: Parts, saved: Path)
     clear_peak()
     system, crossed = build(candidate, task, parts)
     trial = Trial(system.name, system.kind, train_seconds=candidate.learned or None)
-    if crossed is not None:
+    asked = system
+    if crossed is not None and (system.learns or candidate.of_folds):
         trial.score = score(task, crossed, parts.test)
+    elif crossed is not None:
+        asked = crossed  # a prompt takes the same time whatever examples it shows
     if system.learns:
         began = time.monotonic()
         system.fit(parts.train, parts.validation)
         trial.train_seconds = time.monotonic() - began
         clear_peak()
     usage = getattr(getattr(getattr(system, "speaker", None), "model", None), "usage", None)
-    watts, trial.energy_source = measure_power(lambda: answer(trial, task, system, parts))
+    watts, trial.energy_source = measure_power(lambda: answer(trial, task, asked, parts))
     assert trial.score is not None
     trial.joules = watts * trial.score.seconds / trial.score.n
     trial.cost = None if usage is None or usage.cost is None else 1000 * usage.cost / trial.score.n

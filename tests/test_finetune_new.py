@@ -48,12 +48,24 @@ def test_one_direction_has_no_prefixes_and_a_run_goes_on(tmp_path: Path, capsys:
     assert again["measures"] == first["measures"]
 
 
+def test_long_pairs_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*PAIRS, {"source": "one and " * 60, "target": "一"}, {"source": "one", "target": "一和" * 60}]
+    data = lines(tmp_path / "pairs.jsonl", rows)
+    arguments = (*NEW, "--max-steps", "2", "--context", "24", "--validation-share", "0.2")
+    code, told = failed(capsys, data, *arguments, "--out", str(tmp_path / "refused"))
+    assert code and "pairs.jsonl:3" in told
+    code, told = failed(capsys, data, *arguments, "--skip-long", "--out", str(tmp_path / "run"))
+    assert code == 0 and "records were dropped" in told and "longer than 24 tokens" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--task", "classification", "--base", "new"), "--base new is for --task seq2seq"),
         (("--task", "seq2seq", "--base", "new", "--lora"), "--base new is for --task seq2seq"),
         (("--task", "seq2seq", "--base", "other", "--vocab-size", "400"), "--vocab-size belongs to --base new"),
+        (("--task", "seq2seq", "--base", "new", "--truncate", "--skip-long"), "--truncate and --skip-long are two"),
+        (("--task", "tagging", "--base", "other", "--skip-long"), "--skip-long means nothing for --task tagging"),
         (("--task", "seq2seq", "--base", "new", "--dropout", "1"), "--dropout is a share from 0 to below 1"),
         (("--task", "seq2seq", "--base", "other", "--dropout", "0.1"), "--dropout belongs to --base new"),
         (("--task", "tagging", "--base", "other", "--both-ways"), "--both-ways means nothing for --task tagging"),

@@ -93,7 +93,8 @@ def choose_context(
     *,
     packed: bool = False,
 ) -> int:
-    """Tokens of a row: what the longest record needs; with ``--truncate`` what nearly all need, as far as memory goes.
+    """Tokens of a row: what the longest record needs; with ``--truncate`` and ``--skip-long`` what nearly all need, as
+    far as memory goes.
 
     Args:
         lengths: tokens of each record, control tokens included.
@@ -102,8 +103,9 @@ def choose_context(
         packed: several records share a row.
     """
     longest = max(lengths, default=1)
+    shorter = settings.truncate or settings.skip_long
     most = float(np.percentile(lengths, NEARLY_ALL)) if lengths else 1.0
-    if settings.truncate:
+    if shorter:
         wanted = rounded(most)
         reason = pick(
             f"{NEARLY_ALL} % of the records have at most {int(most):,} tokens, the longest {longest:,}",
@@ -117,10 +119,10 @@ def choose_context(
         wanted = shared
         reason += pick("; several share a row", "；多条记录共用一行")
     wanted = min(limit, wanted)
-    while settings.truncate and wanted > STEP and not fits(wanted):
+    while shorter and wanted > STEP and not fits(wanted):
         wanted = max(STEP, wanted // 2 // STEP * STEP)
         reason = pick("more does not fit into memory", "更长则内存放不下")
-    if settings.context is None and not settings.truncate and rounded(most) * FAR_LONGER <= min(limit, longest):
+    if settings.context is None and not shorter and rounded(most) * FAR_LONGER <= min(limit, longest):
         beyond = sum(length > rounded(most) for length in lengths)
         notice(
             pick(

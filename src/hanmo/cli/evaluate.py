@@ -10,6 +10,7 @@ from hanmo.cli.grounds import GroundSettings
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.records import RecordSettings
 from hanmo.cli.road import prepare_corpus
+from hanmo.cli.task_options import TaskOptions
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
 from hanmo.folder import read_manifest
@@ -24,7 +25,7 @@ HELP_ZH = "模型预测文本或完成任务的水平，并与基线对照"
 
 
 @dataclass
-class EvaluateSettings(CommonSettings, EngineSettings, RecordSettings, DataSettings, GroundSettings):
+class EvaluateSettings(CommonSettings, EngineSettings, RecordSettings, TaskOptions, DataSettings, GroundSettings):
     """Settings of ``hanmo evaluate``."""
 
     model: str = argument(

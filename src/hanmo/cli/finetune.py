@@ -56,6 +56,7 @@ ONLY_FOR = {  # settings that only some tasks have
     "group": ("embeddings",),
     "temperature": ("embeddings",),
     "smoothing": ("seq2seq",),
+    "skip_long": ("seq2seq",),
     "both_ways": ("seq2seq",),
     "vocab_size": ("seq2seq",),
     "size": ("seq2seq",),
@@ -109,6 +110,11 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     )
     truncate: bool = option(
         False, "cut records that are longer than the context (they are counted)", zh="截断超长记录（会计数）"
+    )
+    skip_long: bool = option(
+        False,
+        "seq2seq: leave out pairs that are longer than the context (they are counted); a cut pair is none",
+        zh="序列到序列：跳过超过上下文的句对（会计数），因为截断后的两半并不对应",
     )
     lora: bool = option(
         False, "train low-rank adapters instead of all weights", zh="训练低秩适配器（LoRA）而非全部权重"
@@ -223,6 +229,12 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
                 why="a base model is read whole by every process",
                 fix="leave it out; --lora needs little memory",
                 zh="--shard 只用于 hanmo pretrain；微调请改用 --lora 节省内存",
+            )
+        if self.truncate and self.skip_long:
+            raise UsageError(
+                "--truncate and --skip-long are two answers to one question",
+                fix="give only one of them",
+                zh="--truncate 与 --skip-long 只能给一个",
             )
         if self.lora and self.last_layers is not None:
             raise UsageError(

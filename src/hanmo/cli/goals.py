@@ -157,7 +157,13 @@ def pair_goal(
     limit = max(rows.source_context, rows.context)
     context = choose_context(settings, resolution, record_lengths(train, tokenizer, overhead), limit, fits)
     rows = SourceRowMaker.of(
-        model, tokenizer, generation, max_source=context, max_target=context, truncate=settings.truncate
+        model,
+        tokenizer,
+        generation,
+        max_source=context,
+        max_target=context,
+        truncate=settings.truncate,
+        skip=settings.skip_long,
     )
     prepared = [SequenceToSequence.prepare(split, rows) for split in (train, validation)]
     lengths = [len(row.source) + len(row.inputs) for row in prepared[0]]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -207,11 +207,14 @@ class LanguageModel:
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], *, seeds: Sequence[int] | None = None, **options: Any
+    ) -> list[Completion]:
         """Continue one or many prompts.
 
         Args:
             prompts: a text, a list of ids, or a list of these.
+            seeds: one for each prompt, instead of the same ``seed`` for all.
             options: the fields of :class:`~hanmo.inference.sampling.Sampling`.
 
         Returns:
@@ -222,8 +225,10 @@ class LanguageModel:
         """
         sampling = Sampling.from_options(options)
         encoded = sorted(self._encode_all(prompts), key=lambda item: len(item[1]))
+        own = {} if seeds is None else {place: replace(sampling, seed=seed) for place, seed in enumerate(seeds)}
+        requests = [self._submit(index, ids, own.get(index, sampling)) for index, ids in encoded]
         completions: dict[tuple[int, int], Completion] = {}
-        for chunk in self.engine.chunks([self._submit(index, ids, sampling) for index, ids in encoded]):
+        for chunk in self.engine.chunks(requests):
             key = (chunk.index, chunk.choice)
             done = completions.setdefault(key, Completion("", [], "length", chunk.prompt_tokens, *key))
             done.text += chunk.text

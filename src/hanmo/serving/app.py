@@ -5,6 +5,8 @@
 ``GET /v1/models``, ``/v1/models/ID``  the model, with two extra fields: ``context_length``, ``chat``
 ``POST /v1/completions``               continue text
 ``POST /v1/chat/completions``          answer a conversation through the model's own chat template
+``GET /tokenizer_info``                the control tokens and the chat template
+``POST /tokenize``, ``/detokenize``    ids of a text, text of ids, for clients that send ids
 ``GET /livez``                         200 while the process lives
 ``GET /readyz``, ``/health``           200 while requests are taken, else 503
 =====================================  ==========================================================================
@@ -32,7 +34,16 @@ from hanmo.serving.generation import Piece, Plan, plan_chat, plan_completion
 from hanmo.serving.guard import Guard, problem_response
 from hanmo.serving.problems import ApiError, as_api_error
 from hanmo.serving.runner import Job, Runner
-from hanmo.serving.schema import MAX_BODY_BYTES, ChatRequest, CompletionRequest, SamplingFields, parse_request
+from hanmo.serving.schema import (
+    MAX_BODY_BYTES,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    SamplingFields,
+    TokenizeRequest,
+    parse_request,
+)
+from hanmo.serving.tokens import detokenize, tokenize, tokenizer_info
 
 if TYPE_CHECKING:
     from hanmo.inference.language_model import LanguageModel
@@ -74,6 +85,9 @@ def create_app(model: LanguageModel, model_name: str) -> FastAPI:
     app.add_api_route("/v1/models/{name:path}", service.model_card, methods=["GET"])
     app.add_api_route("/v1/completions", service.completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions", service.chat_completions, methods=["POST"])
+    app.add_api_route("/tokenizer_info", service.tokenizer_info, methods=["GET"])
+    app.add_api_route("/tokenize", service.tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", service.detokenize, methods=["POST"])
     app.add_api_route("/livez", service.livez, methods=["GET"])
     app.add_api_route("/readyz", service.readyz, methods=["GET"])
     app.add_api_route("/health", service.readyz, methods=["GET"])
@@ -119,6 +133,22 @@ class Service:
         """``POST /v1/chat/completions``."""
         fields = parse_request(await read_body(request), ChatRequest)
         return await self.answer(request, fields, lambda: plan_chat(self.model, fields), ChatFormat)
+
+    async def tokenizer_info(self) -> Response:
+        """``GET /tokenizer_info``."""
+        return JSONResponse(tokenizer_info(self.model))
+
+    async def tokenize(self, request: Request) -> Response:
+        """``POST /tokenize``."""
+        fields = parse_request(await read_body(request), TokenizeRequest)
+        self.check_name(fields.model or self.name)
+        return JSONResponse(await run_in_threadpool(tokenize, self.model, fields))
+
+    async def detokenize(self, request: Request) -> Response:
+        """``POST /detokenize``."""
+        fields = parse_request(await read_body(request), DetokenizeRequest)
+        self.check_name(fields.model or self.name)
+        return JSONResponse(await run_in_threadpool(detokenize, self.model, fields))
 
     def card(self) -> dict[str, Any]:
         """The model as OpenAI describes one, and what the page needs to know."""

@@ -19,7 +19,7 @@ MAX_DEPTH = 32
 MAX_PROMPTS = 64
 MAX_CHOICES = 16
 MAX_SEQUENCES = 64  # prompts times n
-MAX_STOPS = 4
+MAX_STOPS = 16
 MAX_STOP_CHARS = 64
 MAX_MESSAGES = 1024
 MAX_TOKENS = 1_000_000
@@ -48,7 +48,7 @@ UNUSED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
-Request = TypeVar("Request", bound="SamplingFields")
+Request = TypeVar("Request", bound="Strict")
 
 
 def as_stops(value: object) -> object:
@@ -138,6 +138,22 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = Field(None, ge=0, le=5)
 
 
+class TokenizeRequest(Strict):
+    """The body of ``POST /tokenize``, as vLLM has it."""
+
+    model: str | None = Field(None, max_length=256)
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Strict):
+    """The body of ``POST /detokenize``."""
+
+    model: str | None = Field(None, max_length=256)
+    tokens: list[int]
+
+
 class Message(Strict):
     """One turn of a conversation."""
 
@@ -174,7 +190,7 @@ def parse_request(body: bytes, kind: type[Request]) -> Request:
         request = kind.model_validate(fields)
     except ValidationError as error:
         raise describe(error, kind) from None
-    if request.stream_options is not None and not request.stream:
+    if isinstance(request, SamplingFields) and request.stream_options is not None and not request.stream:
         raise ApiError("'stream_options' needs 'stream': true", param="stream_options")
     return request
 
@@ -234,7 +250,7 @@ def refuse_surrogates(text: str) -> None:
         raise ApiError(f"a text contains the lone surrogate {escape}, which is not a character") from None
 
 
-def describe(error: ValidationError, kind: type[SamplingFields]) -> ApiError:
+def describe(error: ValidationError, kind: type[Strict]) -> ApiError:
     """Say what is wrong with a request: which field, what is expected, what was given.
 
     Of several mistakes the first is told; an unknown field goes before, because a misspelt name is also a missing one.
@@ -256,7 +272,7 @@ def describe(error: ValidationError, kind: type[SamplingFields]) -> ApiError:
     return ApiError(f"'{param}' {expected}{shown}", param=param, code="invalid_value")
 
 
-def known_fields(kind: type[SamplingFields], path: list[int | str]) -> list[str]:
+def known_fields(kind: type[Strict], path: list[int | str]) -> list[str]:
     """The fields that may stand where ``path`` points."""
     if "messages" in path[:-1]:
         return list(Message.model_fields)

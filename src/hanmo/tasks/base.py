@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from hanmo.data.tasks.types import Record
 from hanmo.errors import ModelError, UsageError, nearest
+from hanmo.language import pick
+from hanmo.settings import flag
 from hanmo.tasks.metric import Metric
 
 if TYPE_CHECKING:
@@ -50,6 +52,14 @@ class System(ABC, Generic[R, A]):
     @abstractmethod
     def answer(self, records: Sequence[R]) -> list[A]:
         """One answer for each record, in their order. What the records say is right is not looked at."""
+
+    def weigh(self, records: Sequence[R], answers: Sequence[A]) -> list[A]:
+        """The answers with what more a metric wants to know, such as how likely the system finds the right ones.
+
+        It is asked for once the answers are there, and its time is not counted as theirs.
+        """
+        del records
+        return list(answers)
 
     def save(self, folder: Path) -> Path | None:
         """Write it to a new folder that ``hanmo.load`` reads, and return that; None where there is nothing to write."""
@@ -105,6 +115,9 @@ class Task(ABC, Generic[R, A]):
         aliases: other names of the same task.
         kind: of its records, for :func:`hanmo.data.tasks.read_records`.
         training: the task of ``hanmo finetune`` that teaches it to a network.
+        settings: names of what can be set of this task alone, such as ``samples``.
+        whole: whether a plain file, or standard input, is one text rather than a text a line.
+        shows_untuned: whether the model that a tuned one was made from is measured beside it.
     """
 
     name: ClassVar[str]
@@ -113,6 +126,26 @@ class Task(ABC, Generic[R, A]):
     training: ClassVar[str]
     help: ClassVar[str]
     help_zh: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **given: Any) -> None:
+        """Settings that this task knows beside the usual ones; those left out have its own values.
+
+        Raises:
+            UsageError: one that the task does not have.
+        """
+        for name in given:
+            if name not in self.settings:
+                known = ", ".join(map(flag, self.settings)) or pick("none", "无")
+                raise UsageError(
+                    f"the task {self.name} has no setting {flag(name)}",
+                    fix=f"leave it out; settings of this task alone: {known}",
+                    zh=f"任务 {self.name} 没有设置 {flag(name)}，请去掉；该任务专有的设置：{known}",
+                )
+        self.given = given
+
+    shows_untuned: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     @abstractmethod
     def metric(self, records: Sequence[R]) -> Metric[R, A]:
@@ -154,6 +187,11 @@ class Task(ABC, Generic[R, A]):
     @abstractmethod
     def describe(self, record: R, answer: A) -> str:
         """An answer for people: one line, or a few."""
+
+    def yardsticks(self, records: Sequence[R]) -> list[System[R, A]]:
+        """What ``hanmo evaluate`` shows for orientation though nobody could use it, such as the answers of people."""
+        del records
+        return []
 
     def candidates(self, records: Sequence[R]) -> list[System[R, A]]:
         """What ``hanmo compare`` trains besides the baselines: classical models and small networks, cheapest first."""

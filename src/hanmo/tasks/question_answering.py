@@ -29,8 +29,9 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
     help = "answers to questions from a text, or from a folder of documents with the passage cited"
     help_zh = "问答：从给定文本或一个文件夹的文档中找答案，并注明出处"
 
-    def __init__(self) -> None:
-        self.given = Ground()
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.about = Ground()
         self.index: PassageIndex | None = None
 
     def ground(self, ground: Ground) -> None:
@@ -48,7 +49,7 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
             )
         if ground.top < 1:
             raise UsageError("--top must be at least 1", zh="--top 至少为 1")
-        self.given, self.index = ground, None
+        self.about, self.index = ground, None
         if ground.documents is not None:
             self.index = PassageIndex(passages_of_documents(ground.documents), ground.encoder)
         elif ground.records:
@@ -57,7 +58,7 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
 
     def grounded(self, reader: System[QuestionAnswer, Reply]) -> System[QuestionAnswer, Reply]:
         """A reader that is given its passages by the search, where there is one."""
-        return reader if self.index is None else OpenBook(reader, self.index, self.given.top)
+        return reader if self.index is None else OpenBook(reader, self.index, self.about.top)
 
     def metric(self, records: Sequence[QuestionAnswer]) -> AnswerMetric:
         """Exact match and F1; the language of the questions decides the rules."""
@@ -76,7 +77,7 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
 
         if isinstance(model, TextEncoder) and model.task == "span-extraction":
             always = bool(train) and all(record.answers for record in train)
-            return self.grounded(SpanReader(model, always=always, threshold=self.given.threshold))
+            return self.grounded(SpanReader(model, always=always, threshold=self.about.threshold))
         if not hasattr(model, "generate"):
             raise self.cannot(model)
         return self.grounded(PromptedReader(model, train, form or Form()))
@@ -89,7 +90,7 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
         """
         question, tab, context = text.partition("\t")
         if not tab:
-            context = self.given.context or ""
+            context = self.about.context or ""
         if not question.strip():
             raise UsageError(
                 "the question is empty",

@@ -56,6 +56,7 @@ class SourceRowMaker:
         end_id: the token that ends it.
         source_context, context: tokens of a source, and of an answer with all control tokens.
         truncate: cut what is longer, and count it; otherwise it is refused.
+        skip: leave out pairs that are longer, and count them: the halves of a cut pair do not match.
     """
 
     tokenizer: Tokenizer
@@ -66,6 +67,7 @@ class SourceRowMaker:
     source_context: int
     context: int
     truncate: bool = False
+    skip: bool = False
 
     @classmethod
     def of(
@@ -77,6 +79,7 @@ class SourceRowMaker:
         max_source: int | None = None,
         max_target: int | None = None,
         truncate: bool = False,
+        skip: bool = False,
     ) -> SourceRowMaker:
         """The rows of a network.
 
@@ -112,10 +115,10 @@ class SourceRowMaker:
                 f"{source_context} tokens of source and {context} of target leave no room for a text",
                 zh=f"源长度 {source_context} 与目标长度 {context} 容不下任何文本",
             )
-        return cls(tokenizer, tuple(prefix), tuple(suffix), start_ids, end, source_context, context, truncate)
+        return cls(tokenizer, tuple(prefix), tuple(suffix), start_ids, end, source_context, context, truncate, skip)
 
-    def row(self, source: str, target: str, where: str, prepared: Prepared[SourceRow]) -> SourceRow:
-        """One pair; a target that is cut keeps no end token, since it has not come to its end."""
+    def row(self, source: str, target: str, where: str, prepared: Prepared[SourceRow]) -> SourceRow | None:
+        """One pair, or None where it is left out; a target that is cut keeps no end token, for it goes on."""
         try:
             source_ids, target_ids = self.tokenizer.encode(source), self.tokenizer.encode(target)
         except DataError as error:
@@ -125,6 +128,8 @@ class SourceRowMaker:
         room = self.context - len(self.start_ids) - 1
         answer = [*target_ids[:room], self.end_id]
         if len(source_ids) > source_room or len(target_ids) > room:
+            if self.skip:
+                return None
             if not self.truncate:
                 long_source = len(source_ids) > source_room
                 length, limit = (len(source_ids), source_room) if long_source else (len(target_ids), room)
@@ -185,7 +190,11 @@ class SequenceToSequence(ExampleObjective[Transformer, SourceBatch, SourceRow]):
             if blank:
                 prepared.drop(record.where, f"the {blank} is blank")
                 continue
-            prepared.examples.append(rows.row(record.source, record.target, record.where, prepared))
+            row = rows.row(record.source, record.target, record.where, prepared)
+            if row is None:
+                prepared.drop(record.where, f"longer than {rows.source_context} tokens of source or {rows.context}")
+                continue
+            prepared.examples.append(row)
         prepared.tell()
         return prepared
 

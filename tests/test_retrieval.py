@@ -59,7 +59,7 @@ def test_passages_are_whole_sentences_of_a_size() -> None:
     assert all(lines[passage.line - 7].find(passage.text) >= 0 for passage in passages)
     chinese = list(passages_of("这句话有十个字左右。" * 300))
     assert all(width(passage.text) <= PASSAGE and passage.text.endswith("。") for passage in chinese)
-    assert width("猫a") == HAN_WIDTH + 1 and chinese[0].where == ""
+    assert width("猫a") == HAN_WIDTH + 1 and chinese[0].line == 0
 
 
 def test_lines_that_were_broken_at_a_width_are_one_sentence() -> None:
@@ -80,7 +80,7 @@ def test_documents_are_read_as_files_are(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "One."}\n{"text": "First line."}\n{"text": "Two."}\n', encoding="utf-8")
     (tmp_path / "d.txt").write_text("", encoding="utf-8")
     passages = passages_of_documents(read_documents([tmp_path]), 30)
-    assert [(passage.text, passage.where) for passage in passages] == [
+    assert [(passage.text, f"{passage.file}:{passage.line}") for passage in passages] == [
         ("First line.", "a.txt:1"),
         ("Second ２０ part.", "a.txt:3"),
         ("第一段。\n第二段。", "b.txt:1"),

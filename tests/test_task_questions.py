@@ -16,6 +16,7 @@ import pytest
 
 from hanmo.cli.finetune import FinetuneSettings
 from hanmo.cli.main import main
+from hanmo.data.readers import Document
 from hanmo.data.tasks import read_records
 from hanmo.data.tasks.types import QuestionAnswer
 from hanmo.errors import DataError, ModelError, UsageError
@@ -251,7 +252,9 @@ def test_of_many_passages_the_best_answer_is_given() -> None:
     index = PassageIndex([Passage("moon one", "a.txt", 3), Passage("moon two", "b.txt", 9), Passage("sun", "c.txt", 1)])
     spans = FakeSpans({"moon one": ("one", 3.0, 1.0), "moon two": ("two", 6.0, 1.0), "sun": ("sun", 99.0, 0.0)})
     (reply,) = OpenBook(SpanReader(spans), index, 2).answer([asked("Which moon?", "")])
-    assert reply.text == "two" and reply.passage is not None and reply.passage.where == "b.txt:9"
+    assert (
+        reply.text == "two" and reply.passage is not None and (reply.passage.file, reply.passage.line) == ("b.txt", 9)
+    )
     assert [passage.file for passage in reply.found] == ["a.txt", "b.txt"]
     nothing = OpenBook(SpanReader(spans), index, 2).answer([asked("星星？", "")])
     assert nothing == [Reply("", None, None, None, ())]
@@ -260,6 +263,28 @@ def test_of_many_passages_the_best_answer_is_given() -> None:
     assert best_of(near, index.passages).text == "z"  # 9 - 3 log 3 = 5.7
     assert best_of({0: near[0], 1: near[1]}, index.passages).text == "x"  # 6 - 3 log 2 = 3.9
     assert best_of({0: Reply(""), 1: Reply("y")}, index.passages).passage == index.passages[1]
+
+
+def test_the_line_of_an_answer_is_cited(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "The moon is far.\n" + "Nobody lives there, they say. " * 20 + "\nIt is made\nof cheese."
+    documents = [Document(text, "sky.txt", 5)]
+    task = QuestionAnswering()
+    task.ground(Ground(documents=documents))
+    assert task.index is not None
+    (passage,) = task.index.passages
+    spans = FakeSpans({passage.text: ("made\nof cheese", 3.0, 1.0)})
+    system = task.system(monkeypatch_encoder(monkeypatch, spans))
+    record = task.record("What is the moon made of?")
+    (reply,) = system.answer([record])
+    assert task.as_data(reply)["line"] == 7 and task.row(record, reply)["file"] == "sky.txt"
+    told = task.describe(record, reply)
+    assert told.startswith("made of cheese\n  sky.txt:7: …") and len(told) < 400
+
+
+def monkeypatch_encoder(monkeypatch: pytest.MonkeyPatch, spans: FakeSpans) -> Any:
+    """Let a told network pass for a real one."""
+    monkeypatch.setattr("hanmo.inference.encoder.TextEncoder", FakeSpans)
+    return spans
 
 
 @pytest.mark.parametrize(
@@ -400,7 +425,8 @@ def test_qa_on_the_command_line(
     (row,) = ask("Where ?\tBen lives in Rome 4")
     assert row["answer"] == "Rome"
     (row,) = ask("--documents", str(folder), "Where lives Ben ?", "--top", "1")
-    assert (row["file"], row["line"], row["passage"]) == ("two.md", 1, "# Two\n\nBen lives in Rome 4")
+    assert (row["file"], row["passage"]) == ("two.md", "# Two\n\nBen lives in Rome 4")
+    assert row["line"] == 1 + row["passage"][: row["start"]].count("\n")
     (row,) = ask("--documents", str(folder / "one.txt"), "--threshold", "1000", "Where lives Anna ?")
     assert row["answer"] is None
     monkeypatch.setenv("HANMO_LANG", "zh")

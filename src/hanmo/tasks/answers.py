@@ -56,11 +56,6 @@ class Passage:
     file: str = ""
     line: int = 0
 
-    @property
-    def where(self) -> str:
-        """The place for people, ``file:line``; empty where there is none."""
-        return f"{self.file}:{self.line}" if self.file else ""
-
 
 @dataclass(frozen=True)
 class Reply:

@@ -113,17 +113,18 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
         if answer.start is not None and answer.text:
             data |= {"start": answer.start, "end": answer.start + len(answer.text)}
         if passage is not None and self.index is not None:
-            data |= {"file": passage.file, "line": passage.line, "passage": passage.text}
+            data |= {"file": passage.file, "line": line_of(answer), "passage": passage.text}
         return data
 
     def describe(self, record: QuestionAnswer, answer: Reply) -> str:
         """The answer; with its source where passages were searched."""
         del record
-        text = answer.text or pick("no answer", "没有答案")
-        if self.index is None or answer.passage is None or not answer.text:
+        text = " ".join(answer.text.split()) or pick("no answer", "没有答案")
+        passage = answer.passage
+        if self.index is None or passage is None or not answer.text:
             return text
-        where = f"{answer.passage.where}: " if answer.passage.where else ""
-        return f"{text}\n  {where}{excerpt(answer.passage.text, answer.start or 0)}"
+        where = f"{passage.file}:{line_of(answer)}: " if passage.file else ""
+        return f"{text}\n  {where}{excerpt(passage.text, answer.start or 0)}"
 
     def chance(self, records: Sequence[QuestionAnswer]) -> dict[str, float]:
         """The F1 of any sentence of the text, whichever it is; of some records, evenly from first to last."""
@@ -134,6 +135,14 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
             sentences = sentences_in(record.context)
             total += sum(metric.best(record, text)[1] for _, text in sentences) / max(1, len(sentences))
         return {"f1": total / len(some)} if some and self.index is None else {}
+
+
+def line_of(answer: Reply) -> int:
+    """The line on which an answer begins, or its passage where it does not stand there literally; 0 without a file."""
+    passage = answer.passage
+    if passage is None or not passage.file:
+        return 0
+    return passage.line + passage.text.count("\n", 0, answer.start or 0)
 
 
 def excerpt(text: str, place: int, most: int = SHOWN) -> str:

@@ -66,11 +66,13 @@ class Form:
         shots: worked examples before the question.
         seed: which examples.
         instruction: instead of the task's own words.
+        labels: labels, or types of spans, that may be answered besides those of the records.
     """
 
     shots: int = 0
     seed: int = 0
     instruction: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 class Task(ABC, Generic[R, A]):
@@ -81,6 +83,7 @@ class Task(ABC, Generic[R, A]):
         aliases: other names of the same task.
         kind: of its records, for :func:`hanmo.data.tasks.read_records`.
         training: the task of ``hanmo finetune`` that teaches it to a network.
+        inputs: the names of the texts that make a record, for :meth:`record_from`; ``text`` is always one of them.
     """
 
     name: ClassVar[str]
@@ -89,6 +92,7 @@ class Task(ABC, Generic[R, A]):
     training: ClassVar[str]
     help: ClassVar[str]
     help_zh: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]] = ("text",)
 
     @abstractmethod
     def metric(self, records: Sequence[R]) -> Metric[R, A]:
@@ -117,6 +121,14 @@ class Task(ABC, Generic[R, A]):
         Raises:
             UsageError: it lacks something, such as the question of question answering.
         """
+
+    def record_from(self, data: Mapping[str, str]) -> R:
+        """The record of texts with the names of :attr:`inputs`, as programs give them; nothing is known of its answer.
+
+        Raises:
+            UsageError: one that is needed is missing.
+        """
+        return self.record(data["text"])
 
     @abstractmethod
     def as_data(self, answer: A) -> dict[str, Any]:

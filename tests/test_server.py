@@ -83,7 +83,7 @@ def problem(response: Any, status: int = 400) -> dict[str, Any]:
 def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == "fake" and client.models.retrieve("fake") == model
-    assert model.model_extra == {"context_length": 400, "chat": True}
+    assert model.model_extra == {"context_length": 400, "writes": True, "chat": True, "tasks": []}
     with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
         client.models.retrieve("other")
 

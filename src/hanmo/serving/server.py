@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -18,8 +18,6 @@ from hanmo.serving.app import create_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-    from hanmo.inference.language_model import LanguageModel
 
 HOST = "127.0.0.1"
 DRAIN_SECONDS = 5  # how long running answers may go on after SIGTERM or Ctrl-C
@@ -107,7 +105,7 @@ def make_server(app: FastAPI) -> Server:
     )
 
 
-def serve(load: Callable[[], LanguageModel], name: str, port: int, announce: Callable[[str], None]) -> None:
+def serve(load: Callable[[], Any], name: str, port: int, announce: Callable[[str], None]) -> None:
     """Take the port, load the model and answer requests until SIGTERM or Ctrl-C.
 
     Args:

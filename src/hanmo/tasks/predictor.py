@@ -27,7 +27,7 @@ class Predictor:
         self.task, self.system = task, system
 
     @overload
-    def __call__(self, texts: Given) -> dict[str, Any]: ...
+    def __call__(self, texts: Given) -> dict[str, Any]: ...  # type: ignore[overload-overlap]  # a str is a sequence
     @overload
     def __call__(self, texts: Sequence[Given]) -> list[dict[str, Any]]: ...
     def __call__(self, texts: Given | Sequence[Given]) -> dict[str, Any] | list[dict[str, Any]]:
@@ -46,7 +46,9 @@ class Predictor:
             UsageError: something that is neither, or a text that the task cannot use.
         """
         if isinstance(texts, (str, Mapping)):
-            raise UsageError("give a list of texts, or call the predictor itself", zh="请给出文本列表，或直接调用该对象")
+            raise UsageError(
+                "give a list of texts, or call the predictor itself", zh="请给出文本列表，或直接调用该对象"
+            )
         return self.rows([self.record(given, number) for number, given in enumerate(texts)])
 
     def rows(self, records: Sequence[Any]) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ class Service:
             "owned_by": "hanmo",
             "context_length": getattr(self.model, "context_length", None),
             "writes": self.writes,
-            "chat": self.writes and bool(tokenizer.chat_template),
+            "chat": self.writes and bool(getattr(tokenizer, "chat_template", None)),
             "tasks": list(self.tasks.abilities),
         }
 

@@ -95,7 +95,7 @@ def as_role(value: object) -> object:
     return "system" if value == "developer" else value
 
 
-def as_inputs(value: object) -> list[dict[str, str]]:
+def as_inputs(value: object) -> list[Any]:
     """A text, an object of texts, or several of these, as a list of objects; a bare text has the name ``text``."""
     items = value if isinstance(value, list) and value else [value]
     objects = [{"text": item} if isinstance(item, str) else item for item in items]
@@ -142,7 +142,7 @@ class StreamOptions(Strict):
 
 
 class SamplingFields(Fields):
-    """Fields of the routes that write. Defaults are OpenAI's; those after ``seed`` are extensions and neutral by default."""
+    """Fields of the routes that write. Defaults are OpenAI's; those after ``seed`` are extensions, neutral by default."""
 
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanmo.errors import DataError, ModelError, UsageError
 from hanmo.inference.language_model import Completion
+from hanmo.progress import no_progress
 from hanmo.serving.problems import ApiError
 from hanmo.tasks.base import Form
 from hanmo.tasks.predictor import Predictor, read_examples
@@ -269,7 +270,7 @@ class TaskTable:
             train = read_examples(task.kind, request.examples)
         except DataError as error:
             place = error.where.rpartition("/")[2]
-            message = " ".join(part for part in (f"{place}: {error.what}", error.why, error.fix) if part)
+            message = "; ".join(part for part in (f"{place}: {error.what}", error.why) if part)
             raise ApiError(message, param="examples", code="invalid_value") from None
         shots = len(train) if request.shots is None else request.shots
         form = Form(shots, request.seed, request.instruction, tuple(request.labels))
@@ -300,7 +301,8 @@ class TaskPlan:
             with self.table.alone:
                 if self.watch.gone.is_set():
                     return
-                rows = self.answers(self.records[begin : begin + size])
+                with no_progress():
+                    rows = self.answers(self.records[begin : begin + size])
             yield rows
 
     def answers(self, records: list[Any]) -> list[dict[str, Any]]:

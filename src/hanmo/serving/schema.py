@@ -142,7 +142,7 @@ class StreamOptions(Strict):
 
 
 class SamplingFields(Fields):
-    """Fields of the routes that write. Defaults are OpenAI's; those after ``seed`` are extensions, neutral by default."""
+    """Fields of the routes that write. Defaults are OpenAI's; those after ``seed`` are extensions and neutral."""
 
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False

@@ -3,7 +3,8 @@
 
 import { ApiError, runTask } from "./api.js";
 
-const MOST_LABELS = 12; // rows of a table of probabilities
+const MOST_LABELS = 20; // rows of a table of probabilities
+const OPTIONAL = new Set(["pair"]); // texts of a record that are mostly left out
 const HUES = 8; // colours of marks, as the style sheet has them
 const SEPARATORS = /[,，、;；\n]/;
 
@@ -67,14 +68,14 @@ export class TaskView {
     this.answered = null;
     const others = this.task().input.filter((name) => name !== "text");
     $("task-more").replaceChildren(
-      ...others.map((name) =>
-        element(
-          "label",
-          { className: "field" },
-          element("span", { "data-input": name }),
-          element("textarea", { rows: "2", name, autocomplete: "off" }),
-        ),
-      ),
+      ...others.map((name) => {
+        const field = element("textarea", { rows: "3", name, autocomplete: "off" });
+        if (!OPTIONAL.has(name))
+          return element("label", { className: "field" }, element("span", { "data-input": name }), field);
+        const label = element("span", { className: "unseen", "data-input": name });
+        const inside = element("label", { className: "field" }, label, field);
+        return element("details", {}, element("summary", { "data-input": name }), inside);
+      }),
     );
     this.describe();
     this.render();
@@ -176,7 +177,8 @@ export class TaskView {
     const filled = element("span", { className: "filled" });
     filled.style.width = `${100 * share}%`;
     const number = element("span", { className: "number", text: `${(100 * share).toFixed(1)} %` });
-    const cell = element("td", {}, element("span", { className: "bar", "aria-hidden": "true" }, filled), number);
+    const bar = element("span", { className: "bar", "aria-hidden": "true" }, filled);
+    const cell = element("td", {}, element("div", { className: "share" }, bar, number));
     return element("tr", { className: chosen ? "chosen" : "" }, name, cell);
   }
 

@@ -17,8 +17,11 @@ from starlette.testclient import TestClient
 import hanmo
 from hanmo.data.tasks import Labelled, Proposition, Tagged
 from hanmo.errors import DataError, ModelError, UsageError
+from hanmo.inference.encoder import TextEncoder
 from hanmo.inference.language_model import LanguageModel
+from hanmo.models.heads import HeadConfig
 from hanmo.models.linear import LinearClassifier
+from hanmo.models.recurrent import RecurrentConfig, RecurrentEncoder
 from hanmo.models.transformer import Transformer, TransformerConfig
 from hanmo.serving.app import create_app
 from hanmo.serving.schema import MAX_INPUT_CHARS
@@ -28,6 +31,7 @@ from hanmo.tasks.semantic_roles import to_tagged
 from hanmo.tasks.tagging import Field
 from hanmo.text.training import train_bpe
 
+from .finetune_cases import make_bases
 from .serving_fakes import FakeModel, running_server
 
 TEXTS = [
@@ -167,6 +171,35 @@ def test_roles_need_a_marked_predicate(roles: Any) -> None:
         ]
         error = problem(web.post("/v1/tasks/srl", json={"model": "m", "input": ["She [sold] it", "She sold it"]}))
         assert error["param"] == "input[1]" and "brackets" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "task"),
+    [
+        ("sequence-classification", ("ham", "spam"), "classification"),
+        ("token-classification", ("O", "B-LOC", "I-LOC"), "tagging"),
+        ("token-classification", ("O", "B-ARG0", "I-ARG0"), "semantic-roles"),
+    ],
+)
+def test_a_network_does_what_its_head_has_learned(kind: str, labels: tuple[str, ...], task: str) -> None:
+    tokenizer = train_bpe(TEXTS, 300)
+    config = RecurrentConfig("lstm", tokenizer.vocab_size, 8, 8, 1, tie_embeddings=False, bidirectional=True)
+    model = RecurrentEncoder(config, HeadConfig(kind, labels))
+    model.initialize(0)
+    with web_of(TextEncoder(model, tokenizer)) as web:
+        (card,) = web.get("/v1/tasks").json()["data"]
+        assert card["id"] == task and card["labels"] == list(labels)
+        for text in ODD:
+            ask(web, task, f"[{text}]" if task == "semantic-roles" else text)
+
+
+def test_encoder_decoders_read_bare_texts(tmp_path: Path) -> None:
+    model = hanmo.load(make_bases(tmp_path)["both"])
+    with web_of(model) as web:
+        answer = ask(web, "translation", ["good film", "很好 的 电影"])
+        expected = hanmo.task("translation", model)(["good film", "很好 的 电影"])
+        assert [row["translation"] for row in answer["data"]] == [row["translation"] for row in expected]
+        assert answer["usage"]["completion_tokens"] > 0
 
 
 def test_a_model_without_tasks_is_still_served() -> None:

@@ -59,7 +59,7 @@ def listen(port: int) -> socket.socket:
 
 def bind(port: int) -> socket.socket:
     """A listening socket. It listens at once: a bound socket that does not listen does not keep others away."""
-    # The protocol is named, for only then does asyncio send small answers at once: else each waits 40 ms for the client.
+    # The protocol is named: only then does asyncio send small answers at once, else each waits 40 ms for the client.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -118,6 +118,38 @@ def test_a_trial_measures_what_serving_takes() -> None:
     assert missing.score is None and "no-such-model" in missing.problem
 
 
+def test_few_records_are_cross_validated() -> None:
+    """Each record is answered by what has not seen it; what is served has seen all."""
+    rare = [Labelled(f"word{number}", (str(number % 2),), file="f", line=number + 1) for number in range(40)]
+    parts = Parts(rare, [], rare, folds=5)
+    result = run_trial(Candidate("candidate", "bayes", 0), "classification", parts, 120)
+    assert result.score is not None and result.score.main.value < 0.8  # a text of its own teaches nothing of the others
+    assert result.score.without_leaks is None and "folds:5" in result.score.signature
+    assert result.train_seconds and result.size and result.throughput > 0
+    seen = run_trial(Candidate("candidate", "bayes", 0), "classification", Parts(rare, [], rare), 120)
+    assert seen.score is not None and seen.score.main.value > 0.9  # as this data would score without folds
+
+
+def test_networks_are_taught_without_each_fold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hanmo.cli import compare
+
+    taught: list[tuple[set[str], float]] = []
+
+    def fine_tune(*given: Any) -> Path:
+        taught.append(({record.text for record in given[3].train}, given[4]))
+        return tmp_path / str(len(taught))
+
+    monkeypatch.setattr(compare, "fine_tune", fine_tune)
+    candidate, settings = Candidate("finetune", "tiny"), compare.CompareSettings(data=["x"])
+    parts = Parts(RECORDS, [], RECORDS, folds=5)
+    models = compare.fine_tune_folds(candidate, settings, TASK, parts, 60.0, 100.0, tmp_path)
+    texts = {record.text for record in RECORDS}
+    assert len(set(models)) == 5 and {budget for _, budget in taught} == {10.0}
+    left_out = [texts - seen for seen, _ in taught]
+    assert set.union(*left_out) == texts and sum(map(len, left_out)) == len(texts)
+    assert compare.fine_tune_folds(candidate, settings, TASK, Parts(RECORDS, [], RECORDS), 60.0, 100.0, tmp_path) == ()
+
+
 # The verbs ------------------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +201,8 @@ def test_predict_texts_lines_and_columns(
 
 
 def test_compare(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["compare", "--task", "sentiment", "--data", "films.csv", "--fields", "text=review", "--fields"]
+    command = ["compare", "--task", "sentiment", "--data", "films.csv", "--test", "more.csv"]
+    command += ["--fields", "text=review", "--fields"]
     command += ["label=verdict", "--budget", "90s", "--models", "model", "--limits", "latency<1s, memory<4GB", "--json"]
     assert main(command) == 0
     data = json.loads(capsys.readouterr().out)

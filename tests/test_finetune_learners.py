@@ -103,7 +103,9 @@ def test_an_earlier_run_stays_when_nothing_can_be_learnt(tmp_path: Path, capsys:
 
 def test_a_comparison_keeps_what_it_recommends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = lines(tmp_path / "texts.jsonl", TEXTS), tmp_path / "out"
-    arguments = ["compare", "--task", "sentiment", "--data", data, "--budget", "2min", "--out", str(out)]
+    test = lines(tmp_path / "test.jsonl", TEXTS[::7])
+    arguments = ["compare", "--task", "sentiment", "--data", data, "--test", test, "--budget", "2min"]
+    arguments += ["--out", str(out)]
     assert main([*arguments, "--limits", "quality>0.9", "--models", "none-such", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["model"] == str(out / "model") and not (out / "learned").exists()

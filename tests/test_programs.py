@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hanmo.data.tasks import Problem, read_records
 from hanmo.errors import DataError, UsageError
 from hanmo.tasks.programs import (
-    Problem,
+    candidate,
     check,
     cut_function,
     fenced_code,
     pass_at_k,
     passes_at,
-    read_problems,
+    question,
+    reference_program,
     run_all,
 )
 from hanmo.tasks.sandbox import Limits
@@ -41,6 +43,10 @@ SUM = {
 }
 
 
+def read(path: Path) -> list[Problem]:
+    return list(read_records("problem", path))
+
+
 def written(path: Path, *records: object, form: str = "\n") -> Path:
     lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
     path.write_bytes(form.join(lines).encode())
@@ -49,26 +55,27 @@ def written(path: Path, *records: object, form: str = "\n") -> Path:
 
 def test_both_forms_are_read(tmp_path: Path) -> None:
     path = written(tmp_path / "p.jsonl", "\ufeff" + json.dumps(HUMAN_EVAL), "", SUM, form="\r\n")
-    first, second = read_problems(path)
+    first, second = read(path)
     assert (first.name, first.entry_point, first.continues) == ("Test/0", "area", True)
     assert (second.name, second.asserts[0], second.continues) == ("1", "assert add(1, 2) == 3", False)
     assert "\r" not in second.reference
-    assert second.question().endswith("assert add(-1, 1) == 0\n[BEGIN]\n")
-    results = run_all([first.reference_program(), second.reference_program()])
+    assert question(second).endswith("assert add(-1, 1) == 0\n[BEGIN]\n")
+    results = run_all([reference_program(first), reference_program(second)])
     assert [result.outcome for result in results] == ["passed", "passed"]
 
 
 @pytest.mark.parametrize(
     ("record", "part"),
     [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("{", "JSON"),
+        ("[" * 100_000, "JSON"),
         ("[1]", "not a JSON object"),
         ({**SUM, "task_id": None}, "task_id"),
         ({"task_id": 1, "text": "x"}, "neither test nor test_list"),
         ({**SUM, "test_list": []}, "every program would pass"),
         ({**SUM, "test_list": "assert"}, "test_list is not a list"),
         ({**SUM, "text": 3}, "text is missing or is not a text"),
+        ({**SUM, "text": " "}, "text is empty"),
         ({**HUMAN_EVAL, "entry_point": "a b"}, "entry_point"),
         ({**HUMAN_EVAL, "prompt": None}, "prompt is missing"),
         ({**HUMAN_EVAL, "test": "assert 1"}, "check(candidate)"),
@@ -78,22 +85,36 @@ def test_both_forms_are_read(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path, record: object, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "p.jsonl", SUM, record)
     with pytest.raises(DataError) as caught:
-        read_problems(path)
+        read_records("problem", path, skip_bad=False)
     assert part in str(caught.value)
     assert f"{path}:2" in str(caught.value)
     assert "expected" in str(caught.value)
     monkeypatch.setenv("HANMO_LANG", "zh")
-    assert "应为" in str(caught.value)
+    with pytest.raises(DataError, match="应为"):
+        read_records("problem", path, skip_bad=False)
+
+
+def test_a_bad_line_among_many_is_counted(tmp_path: Path) -> None:
+    found = read_records("problem", written(tmp_path / "p.jsonl", SUM, {"task_id": 2}, HUMAN_EVAL))
+    assert len(found) == 2 and found.report.problems.count == 1
+    told = found.report.describe()
+    assert "1 x MBPP" in told and "1 x HumanEval" in told and f"{tmp_path / 'p.jsonl'}:2" in told
+
+
+def test_columns_of_another_name(tmp_path: Path) -> None:
+    row = {"id": "a", "question": "Add.", "asserts": ["assert add(1, 2) == 3"], "answer": "def add(a, b): return a + b"}
+    fields = {"name": "id", "prompt": "question", "tests": "asserts", "reference": "answer"}
+    (found,) = read_records("problem", written(tmp_path / "p.jsonl", row), fields=fields)
+    assert (found.name, found.prompt, found.asserts) == ("a", "Add.", ("assert add(1, 2) == 3",))
 
 
 def test_files_that_are_no_problems(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read"):
-        read_problems(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="no problem"):
-        read_problems(written(tmp_path / "empty.jsonl", "", ""))
-    (tmp_path / "gbk.jsonl").write_bytes("{'春'}".encode("gbk"))
-    with pytest.raises(DataError, match="not UTF-8"):
-        read_problems(tmp_path / "gbk.jsonl")
+    with pytest.raises(DataError, match="there is no"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="empty"):
+        read(written(tmp_path / "empty.jsonl", "", ""))
+    with pytest.raises(DataError, match="no problems"):
+        read(written(tmp_path / "p.csv", "a,b", "1,2"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +137,7 @@ def test_files_that_are_no_problems(tmp_path: Path) -> None:
     ],
 )
 def test_answers_to_a_prompt_that_is_continued(tmp_path: Path, answer: str, outcome: str) -> None:
-    problems = read_problems(written(tmp_path / "p.jsonl", HUMAN_EVAL))
+    problems = read(written(tmp_path / "p.jsonl", HUMAN_EVAL))
     assert check(problems, [[answer]], Limits(seconds=1, cpu_seconds=1))[0][0].outcome == outcome
 
 
@@ -133,12 +154,12 @@ def test_answers_to_a_prompt_that_is_continued(tmp_path: Path, answer: str, outc
     ],
 )
 def test_answers_that_stand_by_themselves(tmp_path: Path, answer: str, outcome: str) -> None:
-    problems = read_problems(written(tmp_path / "p.jsonl", SUM))
+    problems = read(written(tmp_path / "p.jsonl", SUM))
     assert check(problems, [[answer]])[0][0].outcome == outcome
 
 
 def test_results_keep_their_order_and_equal_programs_run_once(tmp_path: Path) -> None:
-    problems = read_problems(written(tmp_path / "p.jsonl", SUM, HUMAN_EVAL))
+    problems = read(written(tmp_path / "p.jsonl", SUM, HUMAN_EVAL))
     right, bad = "def add(a, b):\n    return a + b", "def add(a, b):\n    return 0"
     told: list[tuple[int, int]] = []
     results = check(problems, [[right, bad, right], ["    return 0"]], done=lambda now, all_: told.append((now, all_)))
@@ -154,7 +175,7 @@ def test_cutting() -> None:
     assert cut_function("    if x:\n        return 1\nif __name__") == "    if x:\n        return 1\n"
     assert fenced_code("no code") is None
     assert fenced_code("~~~\na\n~~~") == "a\n"
-    assert Problem("n", "p", "").candidate("x = 1") == "x = 1\n"
+    assert candidate(Problem("n", "p", ""), "x = 1") == "x = 1\n"
 
 
 @given(st.integers(1, 60), st.data())
@@ -176,7 +197,7 @@ def test_pass_at_k_of_many_samples_and_of_bad_counts() -> None:
 @pytest.mark.skipif(not MBPP.exists(), reason="needs the MBPP problems")
 def test_references_of_mbpp_pass_and_broken_ones_fail() -> None:
     """Every tenth problem, to be short; and the same answers with the function misnamed."""
-    problems = read_problems(MBPP)
+    problems = read(MBPP)
     assert len(problems) == 374
     some = problems[::10]
     right = check(some, [[problem.reference] for problem in some])

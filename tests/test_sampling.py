@@ -56,11 +56,11 @@ from hanmo.inference.sampling import Sampling, draw, process
         ("n", 0, "from 1 to 16"),
         ("n", 1_000_000, "from 1 to 16"),
         ("ignore_eos", 1, "true or false"),
-        ("stop", ["a"] * 5, "at most 4 texts"),
+        ("stop", ["a"] * 17, "at most 16 texts"),
         ("stop", [""], "1 to 64 characters"),
         ("stop", ["x" * 65], "1 to 64 characters"),
         ("stop", [7], "1 to 64 characters"),
-        ("stop", 7, "at most 4 texts"),
+        ("stop", 7, "at most 16 texts"),
     ],
 )
 def test_bad_values_are_refused_with_field_range_and_fix(name: str, value: Any, expected: str) -> None:

@@ -149,6 +149,8 @@ def test_a_model_that_does_not_write_says_so(web: TestClient) -> None:
     assert error["code"] == "model_writes_no_text" and "/v1/tasks/classification" in error["message"]
     chat = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
     assert problem(web.post("/v1/chat/completions", json=chat))["code"] == "model_writes_no_text"
+    assert problem(web.post("/tokenize", json={"prompt": "a"}))["code"] == "model_writes_no_text"
+    assert problem(web.get("/tokenizer_info"))["code"] == "model_writes_no_text"
 
 
 def test_a_tagger_gives_tokens_tags_and_spans(tagger: Any) -> None:
@@ -200,6 +202,20 @@ def test_encoder_decoders_read_bare_texts(tmp_path: Path) -> None:
         expected = hanmo.task("translation", model)(["good film", "很好 的 电影"])
         assert [row["translation"] for row in answer["data"]] == [row["translation"] for row in expected]
         assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_questions_poems_and_programs(asked: TestClient) -> None:
+    (row,) = ask(asked, "qa", {"text": "Who\tcame?", "context": "Ann came. Bob left."})["data"]
+    assert row["answer"] is None or isinstance(row["answer"], str)
+    error = problem(asked.post("/v1/tasks/qa", json={"model": "m", "input": ["Who came?"]}))
+    assert error["param"] == "input[0]" and "no text that the question is about" in error["message"]
+    (row,) = ask(asked, "poems", "春雨", settings={"form": "五言绝句"})["data"]
+    assert row["form"] == "五言绝句" and row["text"] and isinstance(row["holds"], bool)
+    (row,) = ask(asked, "code", "def add(a, b):", settings={"samples": 2})["data"]
+    assert len(row["programs"]) == 2
+    for settings in ({"samples": "many"}, {"samples": 10**6}, {"nothing": 1}, {"samples": [1]}):
+        error = problem(asked.post("/v1/tasks/code", json={"model": "m", "input": "a", "settings": settings}))
+        assert error["param"].startswith("settings")
 
 
 def test_a_model_without_tasks_is_still_served() -> None:

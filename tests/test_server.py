@@ -351,7 +351,7 @@ BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("max_tokens", "16", "valid integer"),
     ("seed", -1, "greater than or equal to 0"),
     ("seed", 2**63, "less than or equal to"),
-    ("stop", ["a"] * 5, "at most 4"),
+    ("stop", ["a"] * 17, "at most 16"),
     ("stop", "a" * 65, "at most 64"),
     ("stop", "", "at least 1"),
     ("stop", [1], "valid string"),

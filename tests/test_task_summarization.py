@@ -251,3 +251,24 @@ def test_figures_on_scitldr(shared_data: Path) -> None:
     ranker.fit(train)
     better = score(Summarization(), ranker, held_out, resamples=50).main.value
     assert better > score(Summarization(), Lead(1), held_out, resamples=50).main.value + 0.02
+
+
+def test_a_file_is_one_text_and_so_is_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from hanmo.cli.predict import PredictSettings, given_texts
+
+    for name, text in (
+        ("a.txt", "第一段。\r\n\r\nSecond paragraph.\r\n"),
+        ("b.txt", "\n \n"),
+        ("c.txt", "one\n" * 50_000),
+    ):
+        (tmp_path / name).write_bytes(text.encode())
+    settings = PredictSettings(file=[str(tmp_path / name) for name in ("a.txt", "b.txt", "c.txt")])
+    first, last = given_texts(settings, whole=Summarization.whole)
+    assert first.text.split() == ["第一段。", "Second", "paragraph."] and first.where.endswith("a.txt:1")
+    assert last.text.split() == ["one"] * 50_000
+    assert len(list(given_texts(settings))) == 2 + 50_000
+    for text, count in (("a\n\nb\n", 1), (" \n", 0)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert len(list(given_texts(PredictSettings(), whole=True))) == count

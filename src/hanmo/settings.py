@@ -22,6 +22,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -53,10 +54,19 @@ def wanted_threads() -> int | None:
 
 
 def option(
-    default: Any, help: str, *, zh: str = "", choices: tuple[str, ...] = (), metavar: str = "", short: str = ""
+    default: Any,
+    help: str,
+    *,
+    zh: str = "",
+    choices: tuple[str, ...] = (),
+    aliases: Callable[[str], str] | None = None,
+    metavar: str = "",
+    short: str = "",
 ) -> Any:
-    """Declare a flag: ``default`` value, English and Chinese help, and the allowed values if few."""
+    """Declare a flag: ``default`` value, English and Chinese help, and the allowed values if few; ``aliases`` gives the
+    allowed value of another name, which may be none of them."""
     metadata = {"help": help, "zh": zh, "choices": choices, "metavar": metavar, "short": short, "positional": False}
+    metadata["aliases"] = aliases
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -151,7 +161,14 @@ EXPECTED = {
 }
 
 
-def convert(value: Any, annotation: Any, name: str, source: str, choices: tuple[str, ...] = ()) -> Any:
+def convert(
+    value: Any,
+    annotation: Any,
+    name: str,
+    source: str,
+    choices: tuple[str, ...] = (),
+    aliases: Callable[[str], str] | None = None,
+) -> Any:
     """Turn a flag's text or a recipe's value into the field's type.
 
     Raises:
@@ -162,7 +179,7 @@ def convert(value: Any, annotation: Any, name: str, source: str, choices: tuple[
         return None
     if is_list:
         items = value if isinstance(value, list) else [value]
-        return [convert(item, kind, name, source, choices) for item in items]
+        return [convert(item, kind, name, source, choices, aliases) for item in items]
     try:
         if kind is bool:
             if isinstance(value, bool):
@@ -184,10 +201,17 @@ def convert(value: Any, annotation: Any, name: str, source: str, choices: tuple[
         raise UsageError(
             f"{name} expects {en}, not {value!r}", where=source, zh=f"{name} 的值应为{zh}，而不是 {value!r}"
         ) from None
+    if aliases is not None and text not in choices:
+        text = aliases(text)
     if choices and text not in choices:
         fix = nearest(text, choices)
         raise UsageError(f"{name} cannot be {text!r}", where=source, fix=fix, zh=f"{name} 不能是 {text!r}，{fix}")
     return text
+
+
+def allowed(item: dataclasses.Field[Any]) -> tuple[tuple[str, ...], Callable[[str], str] | None]:
+    """The values that a field may have, and what gives the value of another name."""
+    return item.metadata.get("choices", ()), item.metadata.get("aliases")
 
 
 def type_hints(cls: type) -> dict[str, Any]:
@@ -318,8 +342,7 @@ def read_recipe(path: str, cls: type) -> dict[str, Any]:
             fix = nearest(name, [known for known in fields if known != "config"])
             raise UsageError(f"unknown setting '{key}'", where=where, fix=fix, zh=f"未知设置 '{key}'，{fix}")
         if value is not None:  # "key:" with nothing after it leaves the default
-            choices = fields[name].metadata.get("choices", ())
-            values[name] = convert(value, hints[name], name, where, choices)
+            values[name] = convert(value, hints[name], name, where, *allowed(fields[name]))
     return values
 
 
@@ -344,9 +367,7 @@ def parse(cls: type[T], arguments: list[str], prog: str, description: str = "") 
     for item in fields:
         if item.name in flags:
             name = metavar(item) if item.metadata["positional"] else flag_of(item)
-            values[item.name] = convert(
-                flags[item.name], hints[item.name], name, prog, item.metadata.get("choices", ())
-            )
+            values[item.name] = convert(flags[item.name], hints[item.name], name, prog, *allowed(item))
         if item.metadata.get("required") and values.get(item.name) is None:
             name = metavar(item)
             text = help_text(item)

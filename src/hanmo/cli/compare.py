@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 HELP = "which model is enough for a task: quality, speed, memory, energy and cost side by side"
 HELP_ZH = "哪个模型足够完成任务：并列比较质量、速度、内存、能耗与费用"
 TRAINED_ON = ("classification", "tagging", "question-answering", "seq2seq")  # that networks are fine-tuned for
-ROWS = ("labelled", "tagged", "pair")  # records that can be written for them
+FEW = 1000  # records of which a share would be too small a test: they are cross-validated
+ROWS = ("labelled", "tagged", "pair", "question_answer")  # records that can be written for them
+CROSSED = ("labelled", "tagged", "roles")  # what is cross-validated: its answers are short
 LEARNED = "learned"  # folder of what the candidates have learned, until one is recommended
 SHARE_OF_BUDGET = 0.45  # of what is left, for one fine-tuning
 
@@ -107,6 +109,7 @@ def run(settings: CompareSettings) -> Outcome:
     data: dict[str, Any] = {
         "task": task.name,
         "primary": metric.primary,
+        "folds": parts.folds,
         "records": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
         "chance": task.chance(parts.test),
         "limits": [limit.text for limit in limits],
@@ -139,15 +142,26 @@ def keep_model(trials: list[Trial], recommended: Trial | None, task: str, out: P
 
 
 def divide(settings: CompareSettings, task: Any) -> Parts:
-    """Records to learn from, to choose by, and to test on, without a text on two sides."""
+    """Records to learn from, to choose by, and to test on, without a text on two sides; few records make folds."""
     from hanmo.cli.measuring import chosen
     from hanmo.data.tasks import Shares, split_records
+    from hanmo.evaluation.cross import FOLDS
     from hanmo.evaluation.trials import Parts
 
     records, *others = settings.read(task.kind, settings.data, *([[settings.test]] if settings.test else []))
     if others:
         test = others[0]
         split = split_records(records, Shares(validation=0.1, test=0.0), settings.seed)
+    elif len(records) < FEW and task.kind in CROSSED:
+        notice(
+            pick(
+                f"{len(records):,} records: each is answered by what has learned from the other {FOLDS - 1} of "
+                f"{FOLDS} parts",
+                f"共 {len(records):,} 条记录：分为 {FOLDS} 份，轮流用其余 {FOLDS - 1} 份训练来回答",
+            )
+        )
+        few = chosen(records, settings.limit)
+        return Parts(few, [], few, FOLDS)
     else:
         split = split_records(records, Shares(validation=0.1, test=0.2), settings.seed)
         test = list(split.test)
@@ -207,15 +221,55 @@ def measured(
         return run_trial(candidate, task.name, parts, left, out / LEARNED / f"{candidate.how}-{candidate.number}")
     began = time.monotonic()
     try:
-        model = fine_tune(candidate, settings, task, parts, SHARE_OF_BUDGET * left, left, work, out)
+        of_folds = fine_tune_folds(candidate, settings, task, parts, SHARE_OF_BUDGET * left, left, work)
+        learning = time.monotonic()
+        budget = SHARE_OF_BUDGET * left / (parts.folds + 1)
+        model = fine_tune(candidate, settings, task, parts, budget, left - (learning - began), work, out)
     except UsageError as error:
         return Trial(title, problem=error.what)
-    taught = replace(candidate, how="model", name=str(model), learned=time.monotonic() - began)
+    learned = time.monotonic() - learning
+    taught = replace(candidate, how="model", name=str(model), learned=learned, of_folds=of_folds)
     trial = run_trial(taught, task.name, parts, end - time.monotonic())
     trial.name = title
     if trial.score is not None:
         trial.score.name = title
     return trial
+
+
+def fine_tune_folds(
+    candidate: Candidate, settings: CompareSettings, task: Any, parts: Parts, budget: float, left: float, work: Path
+) -> tuple[str, ...]:
+    """For cross-validation, a model for each fold, taught without it; none otherwise.
+
+    Args:
+        budget: seconds to learn in, all of them and the final model together.
+        left: seconds until it has to be over.
+
+    Raises:
+        UsageError: one failed, or took too long.
+    """
+    from dataclasses import replace
+
+    from hanmo.evaluation.cross import folds_of
+
+    if not parts.folds:
+        return ()
+    end, models = time.monotonic() + left, []
+    folds_N = folds_of(parts.test, parts.folds)
+    for fold in range(int(folds_N.max()) + 1):
+        others = [record for record, own in zip(parts.test, folds_N, strict=True) if own != fold]
+        model = fine_tune(
+            candidate,
+            settings,
+            task,
+            replace(parts, train=others),
+            budget / (parts.folds + 1),
+            end - time.monotonic(),
+            work,
+            work / f"fold-{fold}",
+        )
+        models.append(str(model))
+    return tuple(models)
 
 
 def fine_tune(
@@ -235,11 +289,14 @@ def fine_tune(
     """
     files = {}
     for name, records in (("train", parts.train), ("validation", parts.validation)):
+        if not records:
+            continue
         files[name] = work / f"{name}.jsonl"
         with files[name].open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
     run = out / f"finetune-{candidate.name.replace('/', '-')}"
-    command = [sys.executable, "-m", "hanmo", "finetune", str(files["train"]), "--validation", str(files["validation"])]
+    command = [sys.executable, "-m", "hanmo", "finetune", str(files["train"])]
+    command += ["--validation", str(files["validation"])] if "validation" in files else []
     command += ["--task", task.training, "--base", candidate.name, "--out", str(run), "--overwrite", "--no-baseline"]
     command += ["--budget", f"{max(5, int(budget))}s", "--seed", str(settings.seed), "--truncate", "--json"]
     train: Any = parts.train
@@ -265,6 +322,8 @@ def fine_tune(
 def as_row(record: Any) -> dict[str, Any]:
     """A record as a JSON line that :func:`hanmo.data.tasks.read_records` reads."""
     row = {name: value for name, value in asdict(record).items() if name not in ("file", "line") and value is not None}
+    if "question" in row:
+        row["answers"] = [{"text": text, "answer_start": start} for text, start in row["answers"]]
     if len(labels := row.get("labels", ())) == 1:
         del row["labels"]
         row["label"] = labels[0]

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanmo.cli.grounds import GroundSettings
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.records import RecordSettings
 from hanmo.cli.road import prepare_corpus
+from hanmo.cli.task_options import TaskOptions
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
 from hanmo.folder import read_manifest
@@ -23,7 +25,7 @@ HELP_ZH = "模型预测文本或完成任务的水平，并与基线对照"
 
 
 @dataclass
-class EvaluateSettings(CommonSettings, EngineSettings, RecordSettings, DataSettings):
+class EvaluateSettings(CommonSettings, EngineSettings, RecordSettings, TaskOptions, DataSettings, GroundSettings):
     """Settings of ``hanmo evaluate``."""
 
     model: str = argument(
@@ -68,6 +70,11 @@ class EvaluateSettings(CommonSettings, EngineSettings, RecordSettings, DataSetti
         "with --task: write the model's answers to this file",
         zh="与 --task 合用：把模型的回答写入该文件",
         metavar="FILE",
+    )
+    open_book: bool = option(
+        False,
+        "question answering: the text of a question is searched among the texts of all records",
+        zh="问答：在所有记录的文本中检索问题所需的段落",
     )
     part: str = option("test", "the split to score", zh="要评测的部分", choices=("test", "validation"))
     out: str | None = option(

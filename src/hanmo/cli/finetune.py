@@ -12,6 +12,7 @@ from hanmo.errors import UsageError
 from hanmo.language import pick
 from hanmo.progress import human_time
 from hanmo.settings import CommonSettings, argument, flag, option
+from hanmo.tasks.registry import training_of
 from hanmo.training.settings import LoopSettings
 
 HELP = "teach a base model a task, instructions or preferences"
@@ -75,9 +76,11 @@ class FinetuneSettings(CommonSettings, RecordSettings, DataSettings, LoopSetting
     )
     task: str = option(
         "instructions",
-        "what to learn; text: to go on with pretraining on plain texts",
-        zh="任务；text 表示用纯文本继续预训练",
+        "what to learn; text: to go on with pretraining on plain texts. Tasks of hanmo evaluate are understood, too: "
+        "sentiment, ner, qa, translation and others",
+        zh="任务；text 表示用纯文本继续预训练。也可用 hanmo evaluate 的任务名：sentiment、ner、qa、translation 等",
         choices=TASKS,
+        aliases=training_of,
     )
     base: str = option(
         "",

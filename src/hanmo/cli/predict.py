@@ -10,8 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hanmo.cli.grounds import GroundSettings
 from hanmo.cli.outcome import Outcome
 from hanmo.cli.records import RecordSettings
+from hanmo.cli.task_options import TaskOptions
 from hanmo.data.settings import DataSettings
 from hanmo.errors import UsageError
 from hanmo.inference.settings import EngineSettings
@@ -24,7 +26,7 @@ BLOCK = 256  # texts that are answered together
 
 
 @dataclass
-class PredictSettings(CommonSettings, EngineSettings, RecordSettings, DataSettings):
+class PredictSettings(CommonSettings, EngineSettings, RecordSettings, TaskOptions, DataSettings, GroundSettings):
     """Settings of ``hanmo predict``."""
 
     texts: list[str] = argument(
@@ -64,15 +66,18 @@ class Given:
     where: str
 
 
-def given_texts(settings: PredictSettings) -> Iterator[Given]:
+def given_texts(settings: PredictSettings, *, whole: bool = False) -> Iterator[Given]:
     """The texts of the command line, of files, or of standard input.
+
+    Args:
+        whole: a plain file and standard input are one text each, not a text a line.
 
     Raises:
         UsageError: there are none.
         DataError: a file cannot be read.
     """
     if settings.file:
-        yield from texts_of_files(settings)
+        yield from texts_of_files(settings, whole=whole)
     elif settings.texts and settings.texts != ["-"]:
         yield from (Given(text, "") for text in settings.texts)
     elif sys.stdin.isatty() and not settings.texts:
@@ -81,13 +86,16 @@ def given_texts(settings: PredictSettings) -> Iterator[Given]:
             fix=f'hanmo {settings.task} --model MODEL "text", or --file FILE',
             zh=f'没有文本：hanmo {settings.task} --model 模型 "文本"，或用 --file 文件',
         )
+    elif whole:
+        if (text := sys.stdin.read()).strip():
+            yield Given(text, "stdin")
     else:
         lines = (line.rstrip("\r\n") for line in sys.stdin)
         yield from (Given(line, f"stdin:{number}") for number, line in enumerate(lines, 1) if line.strip())
 
 
-def texts_of_files(settings: PredictSettings) -> Iterator[Given]:
-    """The records of tables, the lines of texts."""
+def texts_of_files(settings: PredictSettings, *, whole: bool) -> Iterator[Given]:
+    """The records of tables, and of plain texts the lines or the whole."""
     from hanmo.data.readers import Reader
     from hanmo.data.sources import find_sources
 
@@ -101,8 +109,8 @@ def texts_of_files(settings: PredictSettings) -> Iterator[Given]:
             if rest.strip():
                 yield Given(rest, f"{file}:{line}")
             line, rest, file = document.line, "", document.file
-        *whole, rest = (rest + document.text).split("\n")
-        for text in whole:
+        *lines, rest = [rest + document.text] if whole else (rest + document.text).split("\n")
+        for text in lines:
             if text.strip():
                 yield Given(text, f"{file}:{line}")
             line += 1
@@ -116,14 +124,15 @@ def run(settings: PredictSettings) -> Outcome | None:
     from hanmo.tasks.base import Form
     from hanmo.tasks.registry import find_task
 
-    task = find_task(settings.task)
+    task = find_task(settings.task, **settings.task_options())
     if not settings.model:
         raise UsageError(
             "--model is missing",
             fix=f"hanmo {task.name} --model MODEL; teach one with hanmo finetune --task {task.training}",
             zh=f"缺少 --model；可先用 hanmo finetune --task {task.training} 训练一个",
         )
-    texts = given_texts(settings)
+    settings.ground(task)
+    texts = given_texts(settings, whole=task.whole)
     train = settings.read(task.kind, [settings.train])[0] if settings.train else []
     model = load(settings.model, **settings.engine_options(), offline=settings.offline)
     system = task.system(model, train, Form(settings.shots, settings.seed, settings.instruction))

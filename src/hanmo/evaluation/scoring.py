@@ -1,7 +1,8 @@
 """Systems measured on the records of a task: each number with interval, signature, and what it is compared with.
 
-Intervals are percentiles of a bootstrap over records; two systems are compared on the same draws of the same records
-(a paired bootstrap), and where an answer is right or wrong as a whole, by McNemar's exact test, too.
+Intervals are percentiles of a bootstrap over records, exact ones where all answers are right or none is. Two systems
+are compared on the same draws of the same records (a paired bootstrap), and where an answer is right or wrong as a
+whole, by McNemar's exact test, too.
 
 Letters in names: N records, K numbers of a record.
 """
@@ -20,7 +21,14 @@ from numpy.typing import NDArray
 
 from hanmo.data.tasks.types import Record
 from hanmo.errors import DataError
-from hanmo.evaluation.intervals import MIN_UNITS, RESAMPLES, Interval, bootstrap_sums, percentile_interval
+from hanmo.evaluation.intervals import (
+    CONFIDENCE,
+    MIN_UNITS,
+    RESAMPLES,
+    Interval,
+    bootstrap_sums,
+    percentile_interval,
+)
 from hanmo.evaluation.table import signature
 from hanmo.language import pick
 from hanmo.tasks.base import System, Task
@@ -109,6 +117,7 @@ def score(
     answers = system.answer(records)
     seconds = time.perf_counter() - start
     assert len(answers) == len(records), f"{system.name} gave {len(answers)} answers to {len(records)} records"
+    answers = system.weigh(records, answers)
     metric = task.metric(records)
     statistics_NK = metric.statistics(records, answers)
     without = None
@@ -138,7 +147,23 @@ def measure(metric: Any, statistics_NK: Floats, *, resamples: int = RESAMPLES, s
     if len(statistics_NK) < MIN_UNITS:
         return {name: Measured(float(value)) for name, value in values.items()}
     drawn = metric.measures(bootstrap_sums(statistics_NK, resamples=resamples, seed=seed))
-    return {name: Measured(float(value), interval_of(drawn[name])) for name, value in values.items()}
+    found = {name: Measured(float(value), interval_of(drawn[name])) for name, value in values.items()}
+    right = getattr(metric, "right", None)
+    share = None if right is None else float(np.mean(right(statistics_NK)))
+    if share in (0.0, 1.0) and found[metric.primary].value == share:
+        found[metric.primary] = Measured(share, interval_of_all(share, len(statistics_NK)))
+    return found
+
+
+def interval_of_all(share: float, n: int) -> Interval:
+    """The exact interval (Clopper and Pearson 1934) where none of n answers is right, or all are: a bootstrap, which
+    only draws what was seen, would be certain.
+
+    >>> str(interval_of_all(0.0, 50)), str(interval_of_all(1.0, 50))
+    ('0.000 to 0.071', '0.929 to 1.000')
+    """
+    bound = ((1 - CONFIDENCE) / 2) ** (1 / n)
+    return Interval(0.0, 1 - bound) if share == 0 else Interval(bound, 1.0)
 
 
 def interval_of(samples: Floats) -> Interval | None:
@@ -210,27 +235,105 @@ class Difference:
         }
 
 
-def difference(metric: Any, first: Score, second: Score, *, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
+def difference(
+    metric: Any, first: Score, second: Score, *, measure: str = "", resamples: int = RESAMPLES, seed: int = 0
+) -> Difference:
     """Compare two systems on the same records.
+
+    Args:
+        measure: by which; default: the primary one.
 
     Raises:
         DataError: they were not measured on the same records.
+    """
+    check_same(first, second)
+    name, interval = measure or metric.primary, None
+    value = first.measures[name].value - second.measures[name].value
+    if first.n >= MIN_UNITS:
+        both = bootstrap_sums(np.concatenate([first.sums, second.sums], axis=1), resamples=resamples, seed=seed)
+        K = first.sums.shape[1]
+        interval = interval_of(metric.measures(both[:, :K])[name] - metric.measures(both[:, K:])[name])
+    right = getattr(metric, "right", None)
+    p = None if right is None or measure else mcnemar(right(first.sums), right(second.sums))
+    better = -value if name in metric.lower else value
+    return Difference(first.name, second.name, name, value, better, interval, first.n, p)
+
+
+def check_same(first: Score, second: Score) -> None:
+    """Refuse to compare two systems that were not measured on the same records.
+
+    Raises:
+        DataError: they were not.
     """
     if first.sums.shape != second.sums.shape:
         raise DataError(
             f"'{first.name}' and '{second.name}' were not measured on the same records",
             zh=f"'{first.name}' 与 '{second.name}' 不是在相同的记录上评测的",
         )
-    name, interval = metric.primary, None
-    value = first.main.value - second.main.value
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often the answer of one system is better than that of another to the same record; even ones count half.
+
+    Attributes:
+        p: of the sign test, which leaves the even ones out.
+    """
+
+    first: str
+    second: str
+    value: float
+    interval: Interval | None
+    won: int
+    even: int
+    lost: int
+    p: float
+
+    def sentence(self) -> str:
+        """The result in words, in the user's language."""
+        low, high = (self.interval.low, self.interval.high) if self.interval else (math.nan, math.nan)
+        sure = self.interval is not None and not low <= 0.5 <= high
+        verdict = pick("significant", "差异显著") if sure else pick("no significant difference", "无显著差异")
+        bounds = pick(f"95% CI {low:.3f} to {high:.3f}, ", f"95% 置信区间 {low:.3f} 到 {high:.3f}，")
+        return pick(
+            f"win rate by rules of {self.first} against {self.second}: {self.value:.3f} "
+            f"({bounds if self.interval else ''}{self.won} won, {self.even} even, {self.lost} lost; "
+            f"sign test p = {self.p:.2g}): {verdict}",
+            f"{self.first} 对 {self.second} 的规则胜率：{self.value:.3f}"
+            f"（{bounds if self.interval else ''}{self.won} 胜 {self.even} 平 {self.lost} 负；"
+            f"符号检验 p = {self.p:.2g}）：{verdict}",
+        )
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "win_rate": self.value,
+            "interval": None if self.interval is None else [self.interval.low, self.interval.high],
+            "won": self.won,
+            "even": self.even,
+            "lost": self.lost,
+            "p_sign": self.p,
+        }
+
+
+def win_rate(metric: Any, first: Score, second: Score, *, resamples: int = RESAMPLES, seed: int = 0) -> WinRate | None:
+    """How often the first system wins, with a bootstrap over records; None where the metric does not tell.
+
+    Raises:
+        DataError: they were not measured on the same records.
+    """
+    if not hasattr(metric, "wins"):
+        return None
+    check_same(first, second)
+    points_N = metric.wins(first.sums, second.sums)
+    interval = None
     if first.n >= MIN_UNITS:
-        both = bootstrap_sums(np.concatenate([first.sums, second.sums], axis=1), resamples=resamples, seed=seed)
-        K = first.sums.shape[1]
-        interval = interval_of(metric.measures(both[:, :K])[name] - metric.measures(both[:, K:])[name])
-    right = getattr(metric, "right", None)
-    p = None if right is None else mcnemar(right(first.sums), right(second.sums))
-    better = -value if name in metric.lower else value
-    return Difference(first.name, second.name, name, value, better, interval, first.n, p)
+        interval = interval_of(bootstrap_sums(points_N[:, None], resamples=resamples, seed=seed)[:, 0] / first.n)
+    won, lost = points_N == 1, points_N == 0
+    counted = int(won.sum()), int((points_N == 0.5).sum()), int(lost.sum())
+    return WinRate(first.name, second.name, float(points_N.mean()), interval, *counted, mcnemar(won, lost))
 
 
 def mcnemar(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> float:

@@ -22,6 +22,7 @@ import numpy as np
 
 from hanmo.data.tasks.types import Record
 from hanmo.errors import HanmoError
+from hanmo.evaluation.cross import CrossFitted
 from hanmo.evaluation.scoring import Score, score
 from hanmo.tasks.base import Form, System, Task
 
@@ -38,6 +39,7 @@ class Candidate:
         options: for ``hanmo.load``.
         form: how a language model is asked.
         learned: seconds that it took to learn before (a fine-tuning that was done already).
+        of_folds: where records are few, the models that were taught without each fold, in the order of the folds.
     """
 
     how: str
@@ -46,6 +48,7 @@ class Candidate:
     options: dict[str, Any] = field(default_factory=dict)
     form: Form = field(default_factory=Form)
     learned: float = 0.0
+    of_folds: tuple[str, ...] = ()
 
 
 @dataclass
@@ -86,11 +89,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Parts:
-    """The records of a comparison."""
+    """The records of a comparison.
+
+    Args:
+        folds: of cross-validation; then all records are both, and each is answered by what has not seen it. 0: none.
+    """
 
     train: Sequence[Record]
     validation: Sequence[Record]
     test: Sequence[Record]
+    folds: int = 0
 
 
 def run_trial(candidate: Candidate, task: str, parts: Parts, seconds: float, keep: Path | None = None) -> Trial:
@@ -160,15 +168,29 @@ def send_result(sender: Any, action: Callable[..., Trial], arguments: tuple[Any,
     sender.close()
 
 
-def build(candidate: Candidate, task: Task[Any, Any], parts: Parts) -> System[Any, Any]:
-    """The system that a candidate is."""
-    if candidate.how == "model":
-        from hanmo.inference.loading import load
+def build(candidate: Candidate, task: Task[Any, Any], parts: Parts) -> tuple[System[Any, Any], CrossFitted | None]:
+    """The system that a candidate is; and, where records are few, as it is cross-validated.
 
-        system = task.system(load(candidate.name, **candidate.options), parts.train, candidate.form)
-        system.name = candidate.name
-        return system
-    return (task.baselines if candidate.how == "baseline" else task.candidates)(parts.test)[candidate.number]
+    What learns, learns the other folds; a prompt shows examples of the other folds; a network is one that was taught
+    without the fold.
+    """
+    from hanmo.inference.loading import load
+
+    if candidate.how != "model":
+        systems = (task.baselines if candidate.how == "baseline" else task.candidates)(parts.test)
+        system = systems[candidate.number]
+        return system, CrossFitted(system, parts.folds) if parts.folds and system.learns else None
+    model = load(candidate.name, **candidate.options)
+    system = task.system(model, parts.train, candidate.form)
+    system.name = candidate.name
+    if not parts.folds:
+        return system, None
+
+    def without(fold: int, others: list[Any]) -> System[Any, Any]:
+        known = load(candidate.of_folds[fold], **candidate.options) if candidate.of_folds else model
+        return task.system(known, others, candidate.form)
+
+    return system, CrossFitted(system, parts.folds, without)
 
 
 def learn_and_answer(candidate: Candidate, name: str, parts: Parts, saved: Path) -> Trial:
@@ -177,15 +199,20 @@ def learn_and_answer(candidate: Candidate, name: str, parts: Parts, saved: Path)
 
     task = find_task(name)
     clear_peak()
-    system = build(candidate, task, parts)
+    system, crossed = build(candidate, task, parts)
     trial = Trial(system.name, system.kind, train_seconds=candidate.learned or None)
+    asked = system
+    if crossed is not None and (system.learns or candidate.of_folds):
+        trial.score = score(task, crossed, parts.test)
+    elif crossed is not None:
+        asked = crossed  # a prompt takes the same time whatever examples it shows
     if system.learns:
         began = time.monotonic()
         system.fit(parts.train, parts.validation)
         trial.train_seconds = time.monotonic() - began
         clear_peak()
     usage = getattr(getattr(getattr(system, "speaker", None), "model", None), "usage", None)
-    watts, trial.energy_source = measure_power(lambda: answer(trial, task, system, parts))
+    watts, trial.energy_source = measure_power(lambda: answer(trial, task, asked, parts))
     assert trial.score is not None
     trial.joules = watts * trial.score.seconds / trial.score.n
     trial.cost = None if usage is None or usage.cost is None else 1000 * usage.cost / trial.score.n
@@ -199,11 +226,15 @@ def learn_and_answer(candidate: Candidate, name: str, parts: Parts, saved: Path)
 
 
 def answer(trial: Trial, task: Task[Any, Any], system: System[Any, Any], parts: Parts) -> None:
-    """Answer the test records, once."""
+    """Answer the test records, once; in cross-validation to see how long it takes, for the score is known."""
     from hanmo.evaluation.leaks import find_leaks
 
-    trial.score = score(task, system, parts.test, leaked=find_leaks([*parts.train, *parts.validation], parts.test))
-    trial.throughput = trial.score.n / max(trial.score.seconds, 1e-9)
+    leaked = None if parts.folds else find_leaks([*parts.train, *parts.validation], parts.test)
+    found = score(task, system, parts.test, leaked=leaked)
+    trial.throughput = found.n / max(found.seconds, 1e-9)
+    if trial.score is None:
+        trial.score = found
+    trial.score.seconds = found.seconds
 
 
 def serve_saved(candidate: Candidate, name: str, parts: Parts, saved: Path) -> Trial:

@@ -148,6 +148,18 @@ def adapter_folder(name: str) -> Path | None:
     return None
 
 
+def base_of(name: str, *, offline: bool = False) -> str | None:
+    """The name of the model that an adapter or a fine-tuned model was made from; None where nothing tells."""
+    if name.lower().startswith(REMOTE):
+        return None
+    adapter = adapter_folder(name)
+    if adapter is not None:
+        return str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "") or None
+    folder = find(name, offline=offline)
+    base = read_manifest(folder).get("base") if folder.is_dir() else None
+    return str(base.get("name") or "") or None if isinstance(base, dict) else None
+
+
 def load_adapted(folder: Path, place: Place, name: str, *, offline: bool) -> LanguageModel:
     """An adapter on the model it was made for.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GREEDY_BELOW = 1e-5  # a temperature under this would only overflow the division; vLLM uses the same border
-MAX_STOPS = 4
+MAX_STOPS = 16
 MAX_STOP_LENGTH = 64
 MAX_LOGPROBS = 20  # alternatives to a token; as many as OpenAI gives
 

@@ -7,6 +7,8 @@
 ``POST /v1/chat/completions``          answer a conversation through the model's own chat template
 ``GET /v1/tasks``                      the tasks that the model can do
 ``POST /v1/tasks/TASK``                answer texts
+``GET /tokenizer_info``                the control tokens and the chat template
+``POST /tokenize``, ``/detokenize``    ids of a text, text of ids, for clients that send ids
 ``GET /livez``                         200 while the process lives
 ``GET /readyz``, ``/health``           200 while requests are taken, else 503
 =====================================  ==========================================================================
@@ -38,11 +40,14 @@ from hanmo.serving.schema import (
     MAX_BODY_BYTES,
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     SamplingFields,
     TaskRequest,
+    TokenizeRequest,
     parse_request,
 )
 from hanmo.serving.tasks import TaskTable
+from hanmo.serving.tokens import detokenize, tokenize, tokenizer_info
 
 T = TypeVar("T")
 
@@ -85,6 +90,9 @@ def create_app(model: Any, model_name: str) -> FastAPI:
     app.add_api_route("/v1/chat/completions", service.chat_completions, methods=["POST"])
     app.add_api_route("/v1/tasks", service.task_list, methods=["GET"])
     app.add_api_route("/v1/tasks/{task:path}", service.task, methods=["POST"])
+    app.add_api_route("/tokenizer_info", service.tokenizer_info, methods=["GET"])
+    app.add_api_route("/tokenize", service.tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", service.detokenize, methods=["POST"])
     app.add_api_route("/livez", service.livez, methods=["GET"])
     app.add_api_route("/readyz", service.readyz, methods=["GET"])
     app.add_api_route("/health", service.readyz, methods=["GET"])
@@ -154,6 +162,25 @@ class Service:
         if blocks is None:
             return Response(status_code=499)
         return JSONResponse(plan.whole([row for block in blocks for row in block]))
+
+    async def tokenizer_info(self) -> Response:
+        """``GET /tokenizer_info``."""
+        self.check_writes()
+        return JSONResponse(tokenizer_info(self.model))
+
+    async def tokenize(self, request: Request) -> Response:
+        """``POST /tokenize``."""
+        fields = parse_request(await read_body(request), TokenizeRequest)
+        self.check_name(fields.model or self.name)
+        self.check_writes()
+        return JSONResponse(await run_in_threadpool(tokenize, self.model, fields))
+
+    async def detokenize(self, request: Request) -> Response:
+        """``POST /detokenize``."""
+        fields = parse_request(await read_body(request), DetokenizeRequest)
+        self.check_name(fields.model or self.name)
+        self.check_writes()
+        return JSONResponse(await run_in_threadpool(detokenize, self.model, fields))
 
     def card(self) -> dict[str, Any]:
         """The model as OpenAI describes one, and what the page needs to know."""

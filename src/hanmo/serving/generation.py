@@ -251,12 +251,12 @@ def room(model: LanguageModel, ids: list[int], least: int, param: str) -> int:
     return left
 
 
-def check_ids(ids: list[int], vocab_size: int) -> None:
+def check_ids(ids: list[int], vocab_size: int, param: str = "prompt") -> None:
     """Refuse ids that no token has."""
     for position, id in enumerate(ids):
         if not 0 <= id < vocab_size:
             raise ApiError(
                 f"the token id {id} at position {position} is outside the vocabulary (0 to {vocab_size - 1})",
-                param="prompt",
+                param=param,
                 code="invalid_value",
             )

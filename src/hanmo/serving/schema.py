@@ -19,7 +19,7 @@ MAX_DEPTH = 32
 MAX_PROMPTS = 64
 MAX_CHOICES = 16
 MAX_SEQUENCES = 64  # prompts times n
-MAX_STOPS = 4
+MAX_STOPS = 16
 MAX_STOP_CHARS = 64
 MAX_MESSAGES = 1024
 MAX_TOKENS = 1_000_000
@@ -54,7 +54,7 @@ UNUSED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
-Request = TypeVar("Request", bound="Fields")
+Request = TypeVar("Request", bound="Strict")
 
 
 def as_stops(value: object) -> object:
@@ -167,6 +167,22 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = Field(None, ge=0, le=5)
 
 
+class TokenizeRequest(Strict):
+    """The body of ``POST /tokenize``, as vLLM has it."""
+
+    model: str | None = Field(None, max_length=256)
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Strict):
+    """The body of ``POST /detokenize``."""
+
+    model: str | None = Field(None, max_length=256)
+    tokens: list[int]
+
+
 class Message(Strict):
     """One turn of a conversation."""
 
@@ -194,6 +210,7 @@ class TaskRequest(Fields):
         shots: how many of the examples are shown; default all.
         seed: which.
         instruction: what the model is told, instead of the task's own words.
+        settings: of this task alone, such as the form of a poem.
     """
 
     input: Annotated[list[dict[str, str]], Field(max_length=MAX_INPUTS), BeforeValidator(as_inputs)]
@@ -202,6 +219,7 @@ class TaskRequest(Fields):
     shots: int | None = Field(None, ge=0, le=MAX_EXAMPLES)
     seed: int = Field(0, ge=0, le=MAX_SEED)
     instruction: str | None = Field(None, min_length=1, max_length=MAX_INSTRUCTION_CHARS)
+    settings: dict[str, str | int | float | bool] = Field({}, max_length=16)
 
 
 def parse_request(body: bytes, kind: type[Request]) -> Request:
@@ -283,7 +301,7 @@ def refuse_surrogates(text: str) -> None:
         raise ApiError(f"a text contains the lone surrogate {escape}, which is not a character") from None
 
 
-def describe(error: ValidationError, kind: type[Fields]) -> ApiError:
+def describe(error: ValidationError, kind: type[Strict]) -> ApiError:
     """Say what is wrong with a request: which field, what is expected, what was given.
 
     Of several mistakes the first is told; an unknown field goes before, because a misspelt name is also a missing one.
@@ -305,7 +323,7 @@ def describe(error: ValidationError, kind: type[Fields]) -> ApiError:
     return ApiError(f"'{param}' {expected}{shown}", param=param, code="invalid_value")
 
 
-def known_fields(kind: type[Fields], path: list[int | str]) -> list[str]:
+def known_fields(kind: type[Strict], path: list[int | str]) -> list[str]:
     """The fields that may stand where ``path`` points."""
     if "messages" in path[:-1]:
         return list(Message.model_fields)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 BLOCK = 32  # texts that are answered together
 ASKED_BLOCK = 8  # the same for language models, which take longer
 PREDICTORS = 16  # prompts that are kept: their prior probabilities have been measured
+TOLD = ("labels", "examples", "shots", "instruction", "seed", "settings")  # fields of a request that make a prompt
 ROLE = re.compile(r"[BIES]-(?:[CR]-)?A(?:RG)?[0-5]")  # the tags of semantic roles as PropBank and CPB name them
 LABELS = ("labelled", "tagged", "roles")  # kinds of records whose answers are labels
 
@@ -180,6 +181,7 @@ class TaskTable:
             "input": list(task.inputs),
             "asked": ability.asked,
             "needs_labels": ability.needs_labels,
+            "settings": list(task.settings),
             "labels": self.labels if task.kind in LABELS and self.labels else None,
         }
 
@@ -222,7 +224,7 @@ class TaskTable:
                     code="unknown_parameter",
                 )
             try:
-                records.append(ability.task.record_from(data))
+                records.append(predictor.task.record_from(data))
             except UsageError as error:
                 message = " ".join(part for part in (f"{place}: {error.what}", error.fix) if part)
                 raise ApiError(message, param=place, code="invalid_value") from None
@@ -230,8 +232,8 @@ class TaskTable:
 
     def predictor(self, ability: Ability, request: TaskRequest) -> Predictor:
         """What answers a request; that of the same prompt as before, where it is still known."""
-        told = request.model_dump(include={"labels", "examples", "shots", "instruction", "seed"}, exclude_none=True)
-        told = {key: value for key, value in told.items() if value != [] and key in request.model_fields_set}
+        told = request.model_dump(include=set(TOLD), exclude_none=True)
+        told = {key: value for key, value in told.items() if value not in ([], {}) and key in request.model_fields_set}
         if told and not ability.asked:
             param = next(iter(told))
             raise ApiError(
@@ -275,9 +277,12 @@ class TaskTable:
         shots = len(train) if request.shots is None else request.shots
         form = Form(shots, request.seed, request.instruction, tuple(request.labels))
         try:
+            task = find_task(task.name, **request.settings) if request.settings else task
             return Predictor(task, task.system(self.model, train, form))
-        except UsageError as error:
-            raise ApiError(error.what, param="labels", code="invalid_value") from None
+        except (UsageError, TypeError, ValueError) as error:
+            param = "settings" if request.settings else "labels"
+            what = error.what if isinstance(error, UsageError) else f"a setting cannot be used: {error}"
+            raise ApiError(what, param=param, code="invalid_value") from None
 
 
 @dataclass

@@ -14,11 +14,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from hanmo.data.tasks.types import Record
 from hanmo.errors import ModelError, UsageError, nearest
+from hanmo.language import pick
+from hanmo.settings import flag
 from hanmo.tasks.metric import Metric
+
+if TYPE_CHECKING:
+    from hanmo.data.readers import Document
 
 R = TypeVar("R", bound=Record)
 A = TypeVar("A")
@@ -48,6 +53,14 @@ class System(ABC, Generic[R, A]):
     def answer(self, records: Sequence[R]) -> list[A]:
         """One answer for each record, in their order. What the records say is right is not looked at."""
 
+    def weigh(self, records: Sequence[R], answers: Sequence[A]) -> list[A]:
+        """The answers with what more a metric wants to know, such as how likely the system finds the right ones.
+
+        It is asked for once the answers are there, and its time is not counted as theirs.
+        """
+        del records
+        return list(answers)
+
     def save(self, folder: Path) -> Path | None:
         """Write it to a new folder that ``hanmo.load`` reads, and return that; None where there is nothing to write."""
         del folder
@@ -75,6 +88,27 @@ class Form:
     labels: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Ground:
+    """What questions are about, for tasks that answer from texts.
+
+    Args:
+        context: one text for all of them.
+        documents: in which passages are searched.
+        records: whose texts are searched.
+        encoder: its vectors help the search; a :class:`~hanmo.inference.encoder.TextEncoder`.
+        top: how many passages are read.
+        threshold: by how much the score of an answer must be above that of none.
+    """
+
+    context: str | None = None
+    documents: Sequence[Document] | None = None
+    records: Sequence[Any] = ()
+    encoder: Any = None
+    top: int = 5
+    threshold: float = 0.0
+
+
 class Task(ABC, Generic[R, A]):
     """One task.
 
@@ -84,6 +118,9 @@ class Task(ABC, Generic[R, A]):
         kind: of its records, for :func:`hanmo.data.tasks.read_records`.
         training: the task of ``hanmo finetune`` that teaches it to a network.
         inputs: the names of the texts that make a record, for :meth:`record_from`; ``text`` is always one of them.
+        settings: names of what can be set of this task alone, such as ``samples``.
+        whole: whether a plain file, or standard input, is one text rather than a text a line.
+        shows_untuned: whether the model that a tuned one was made from is measured beside it.
     """
 
     name: ClassVar[str]
@@ -93,6 +130,26 @@ class Task(ABC, Generic[R, A]):
     help: ClassVar[str]
     help_zh: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]] = ("text",)
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **given: Any) -> None:
+        """Settings that this task knows beside the usual ones; those left out have its own values.
+
+        Raises:
+            UsageError: one that the task does not have.
+        """
+        for name in given:
+            if name not in self.settings:
+                known = ", ".join(map(flag, self.settings)) or pick("none", "无")
+                raise UsageError(
+                    f"the task {self.name} has no setting {flag(name)}",
+                    fix=f"leave it out; settings of this task alone: {known}",
+                    zh=f"任务 {self.name} 没有设置 {flag(name)}，请去掉；该任务专有的设置：{known}",
+                )
+        self.given = given
+
+    shows_untuned: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     @abstractmethod
     def metric(self, records: Sequence[R]) -> Metric[R, A]:
@@ -143,6 +200,11 @@ class Task(ABC, Generic[R, A]):
     def describe(self, record: R, answer: A) -> str:
         """An answer for people: one line, or a few."""
 
+    def yardsticks(self, records: Sequence[R]) -> list[System[R, A]]:
+        """What ``hanmo evaluate`` shows for orientation though nobody could use it, such as the answers of people."""
+        del records
+        return []
+
     def candidates(self, records: Sequence[R]) -> list[System[R, A]]:
         """What ``hanmo compare`` trains besides the baselines: classical models and small networks, cheapest first."""
         del records
@@ -168,6 +230,19 @@ class Task(ABC, Generic[R, A]):
         """What blind guessing reaches, by measure, where that can be said."""
         del records
         return {}
+
+    def ground(self, ground: Ground) -> None:
+        """What questions are about, before anything else is asked of the task.
+
+        Raises:
+            UsageError: the task answers from nothing but its records.
+        """
+        del ground
+        raise UsageError(
+            f"{self.name} is about its texts alone",
+            fix="leave out --context, --documents, --open-book and the like; they are for question-answering",
+            zh=f"{self.name} 不需要另给文本：--context、--documents、--open-book 等只用于问答",
+        )
 
     def cannot(self, model: Any, fix: str = "", zh: str = "") -> ModelError:
         """The error for a model that cannot do this task."""

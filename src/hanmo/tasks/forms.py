@@ -304,6 +304,32 @@ OTHER_NAMES = {
 }
 
 
+VERSES = {"五言绝句": (4, 5), "七言绝句": (4, 7), "五言律诗": (8, 5), "七言律诗": (8, 7)}  # lines, characters of a line
+
+
+def form_name(form: str, where: str = "") -> str:
+    """The name of a form, of which another name may be given.
+
+    >>> form_name("七绝")
+    '七言绝句'
+
+    Raises:
+        UsageError: there is no such form.
+    """
+    name = OTHER_NAMES.get(form.strip(), form.strip())
+    if name not in FORMS:
+        hint = nearest(name, [*FORMS, *OTHER_NAMES])
+        raise UsageError(f"unknown form '{form}'", where=where, fix=hint, zh=f"未知的体裁 '{form}'。{hint}")
+    return name
+
+
+def form_like(text: str) -> str:
+    """The Chinese form whose lines and lengths a text has; empty where it has none's."""
+    lengths = [len(line) for line in verses(text)]
+    shape = (len(lengths), lengths[0]) if lengths and len(set(lengths)) == 1 else None
+    return next((name for name, wanted in VERSES.items() if wanted == shape), "")
+
+
 def check(text: str, form: str) -> Report:
     """Check a text against a form.
 
@@ -317,11 +343,4 @@ def check(text: str, form: str) -> Report:
     >>> check("床前明月光，疑是地上霜。举头望明月，低头思故乡。", "五言绝句").holds
     True
     """
-    name = OTHER_NAMES.get(form, form)
-    if name not in FORMS:
-        raise UsageError(
-            f"unknown form '{form}'",
-            fix=nearest(form, [*FORMS, *OTHER_NAMES]),
-            zh=f"未知的体裁 '{form}'。{nearest(form, [*FORMS, *OTHER_NAMES])}",
-        )
-    return FORMS[name](text)
+    return FORMS[form_name(form)](text)

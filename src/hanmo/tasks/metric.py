@@ -29,10 +29,15 @@ class Metric(ABC, Generic[R, A]):
     Attributes:
         primary: the measure by which systems are compared.
         lower: measures of which less is better; of all others more is.
+        compared: further measures of which differences between systems are told.
+
+    A metric with a method ``wins(first_NK, second_NK)`` says of each record whether the first answer is the better one
+    (1), the second (0) or neither (0.5), ``[N]``; win rates follow from it.
     """
 
     primary: str
     lower: frozenset[str] = frozenset()
+    compared: tuple[str, ...] = ()
 
     @abstractmethod
     def statistics(self, records: Sequence[R], answers: Sequence[A]) -> Floats:

@@ -87,6 +87,7 @@ def task(
     shots: int | None = None,
     instruction: str | None = None,
     seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Predictor:
     """A task with a model that does it.
@@ -99,6 +100,7 @@ def task(
         shots: how many of the examples it is shown; None: all that are given as objects, none of a file.
         instruction: what it is told, instead of the task's own words.
         seed: which examples of a file.
+        settings: of this task alone, such as ``{"form": "五言绝句"}`` for writing.
         options: of :func:`hanmo.load`.
 
     Raises:
@@ -110,7 +112,7 @@ def task(
     >>> spam("You won a prize, call now!")["labels"]                 # doctest: +SKIP
     ['spam']
     """
-    found = find_task(name)
+    found = find_task(name, **(settings or {}))
     train = read_examples(found.kind, examples)
     if shots is None:
         shots = 0 if isinstance(examples, (str, Path)) else len(train)

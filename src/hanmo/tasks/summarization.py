@@ -115,7 +115,7 @@ class Summarizer(System[Pair, str]):
 class Summarization(Task[Pair, str]):
     """Short texts that say what long ones say."""
 
-    name, kind, training = "summarization", "pair", "seq2seq"
+    name, kind, training, whole = "summarization", "pair", "seq2seq", True
     aliases = ("summary", "summarisation", "summarize")
     help = "short texts that say what long ones say: sentences of the text, or written by a model"
     help_zh = "摘要：从原文选句，或由模型撰写"

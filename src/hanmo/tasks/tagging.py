@@ -230,7 +230,8 @@ class Tagging(Task[Tagged, Tags]):
     help = "a tag for each token: named entities, parts of speech, word segmentation"
     help_zh = "序列标注：命名实体、词性、中文分词"
 
-    def __init__(self) -> None:
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.words = False
 
     def metric(self, records: Sequence[Tagged]) -> TagMetric:

@@ -52,6 +52,16 @@ def render_chat(
     return encode_marked(tokenizer, control_pattern(tokenizer.special_tokens), rendered, stand_ins)
 
 
+def render_text(tokenizer: Tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+    """A conversation as text, for programs that want no ids: what a message says can no longer be told from markup.
+
+    Raises:
+        DataError, ModelError: as :func:`render_chat`.
+    """
+    marked, stand_ins = render_marked(tokenizer, messages, add_generation_prompt)
+    return marked.translate({ord(twin): chr(point) for point, twin in stand_ins.items()})
+
+
 def encode_marked(tokenizer: Tokenizer, control: re.Pattern[str], marked: str, stand_ins: dict[int, str]) -> list[int]:
     """Ids of a rendered text (or a part of it) in which stand-ins hide what looks like markup in the messages.
 

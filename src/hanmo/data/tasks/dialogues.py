@@ -6,30 +6,38 @@ sharegpt            ``{"conversations": [{"from": "human", "value": ...}, ...], 
 alpaca              ``{"instruction": ..., "input": ..., "output": ..., "system": ..., "history": [[q, a]]}``
 prompt, completion  ``{"prompt": ..., "completion": ...}``, texts or lists of messages
 turns without role  ``{"messages": [{"message": ...}, ...]}`` (KdConv) or lists of strings: user and assistant by turns
+IFEval              ``{"prompt": ..., "instruction_id_list": [...], "kwargs": [{...}]}``, without any answer
 ==================  ==============================================================================
+
+Every layout may say what can be checked of an answer: ``"checks": [{"id": "keywords:existence", "keywords": ["雪"]}]``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 from hanmo.data.tasks.files import RecordFile
-from hanmo.data.tasks.named import Column, Roles, ambiguous, named_rows, names
-from hanmo.data.tasks.types import Dialogue, Message
+from hanmo.data.tasks.named import Column, Roles, Row, ambiguous, named_rows, names
+from hanmo.data.tasks.types import Check, Dialogue, Message
 from hanmo.language import pick
 from hanmo.text.normalize import SURROGATE
 
+CHECKS = "checks instruction_id_list 检查"
 ANSWER = "output response completion answer reply target 回答 答案 输出 回复"
 CONVERSATION = Roles(
     ("messages",),
-    ("system",),
+    ("system", "checks", "kwargs"),
     (
         names(
             messages="messages conversations conversation dialogue dialog turns 对话",
             system="system system_prompt 系统",
+            checks=CHECKS,
+            kwargs="kwargs",
         ),
     ),
 )
@@ -46,6 +54,11 @@ INSTRUCTION = Roles(
         ),
         names(instruction="input", output=ANSWER, system="system system_prompt 系统", history="history"),
     ),
+)
+CHECKED = Roles(  # what can be checked needs no answer to compare with
+    ("instruction",),
+    (*INSTRUCTION.all[1:], "checks", "kwargs"),
+    ({**INSTRUCTION.layouts[0], **names(checks=CHECKS, kwargs="kwargs")},),
 )
 ROLE_NAMES = {
     **dict.fromkeys(("user", "human", "prompter", "question", "client", "customer", "用户", "问"), "user"),
@@ -69,20 +82,22 @@ def read_dialogues(file: RecordFile) -> Iterator[Dialogue]:
     Raises:
         DataError: it cannot be told which key or column is what.
     """
-    for line, raw, system, value in conversations(file):
+    for row, value in conversations(file):
         try:
             messages = value if isinstance(value, tuple) else messages_of(value, file)
-            if system and (not messages or messages[0]["role"] != "system"):
+            system = row.values.get("system")
+            if isinstance(system, str) and system and (not messages or messages[0]["role"] != "system"):
                 messages = (message("system", system), *messages)
-            check_dialogue(messages, file)
+            checks = checks_of(row.values)
+            check_dialogue(messages, file, bool(checks))
         except BadMessages as error:
-            file.bad(line, str(error), raw, EXPECTED)
+            file.bad(row.line, str(error), row.raw, EXPECTED)
             continue
-        yield Dialogue(messages, file=file.name, line=line)
+        yield Dialogue(messages, checks, file=file.name, line=row.line)
 
 
-def conversations(file: RecordFile) -> Iterator[tuple[int, Any, str, Any]]:
-    """Line, record, system message and conversation: a list as it stands in the file, or a tuple of messages."""
+def conversations(file: RecordFile) -> Iterator[tuple[Row, Any]]:
+    """Record and conversation: a list as it stands in the file, or a tuple of messages."""
     if file.format in ("csv", "tsv"):
         yield from instructions(file)
         return
@@ -90,29 +105,26 @@ def conversations(file: RecordFile) -> Iterator[tuple[int, Any, str, Any]]:
     if first and all(isinstance(value, list) for value in first):  # each record is itself a list of turns
         file.report.taken["messages"] = pick("each record is a list of turns", "每条记录是一个轮次列表")
         for line, value in file.objects():
-            yield line, value, "", value
+            yield Row(line, {}, value), value
         return
     keys = {str(key).lower() for value in first if isinstance(value, dict) for key in value}
     known = {name for layout in CONVERSATION.layouts for name in layout["messages"]}
     if "messages" in file.fields or (keys & known and "instruction" not in file.fields):
         for row in named_rows(file, CONVERSATION, None):
-            system = row.values.get("system")
-            yield row.line, row.raw, system if isinstance(system, str) else "", row.values["messages"]
+            yield row, row.values["messages"]
     else:
-        yield from instructions(file)
+        yield from instructions(file, CHECKED if "checks" in file.fields or keys & set(CHECKS.split()) else INSTRUCTION)
 
 
-def instructions(file: RecordFile) -> Iterator[tuple[int, Any, str, Any]]:
+def instructions(file: RecordFile, roles: Roles = INSTRUCTION) -> Iterator[tuple[Row, Any]]:
     """The conversations of records with an instruction and an answer (see :func:`conversations`)."""
-    for row in named_rows(file, INSTRUCTION, looks):
-        values = row.values
+    for row in named_rows(file, roles, looks):
         try:
-            messages = from_instruction(values, file)
+            messages = from_instruction(row.values, file)
         except BadMessages as error:
             file.bad(row.line, str(error), row.raw, '{"instruction": "...", "input": "", "output": "..."}')
             continue
-        system = values.get("system")
-        yield row.line, row.raw, system if isinstance(system, str) else "", messages
+        yield row, messages
 
 
 def from_instruction(values: dict[str, Any], file: RecordFile) -> tuple[Message, ...]:
@@ -121,13 +133,14 @@ def from_instruction(values: dict[str, Any], file: RecordFile) -> tuple[Message,
     Raises:
         BadMessages: a part is not text.
     """
-    prompt, answer = values["instruction"], values["output"]
+    prompt, answer = values["instruction"], values.get("output")
+    said = [] if answer is None and values.get("checks") else [("assistant", answer)]
     if isinstance(prompt, list) or isinstance(answer, list):
         parts = [
             messages_of(part, file) if isinstance(part, list) else (message(role, part),)
-            for role, part in (("user", prompt), ("assistant", answer))
+            for role, part in [("user", prompt), *said]
         ]
-        return parts[0] + parts[1]
+        return tuple(item for part in parts for item in part)
     messages: list[Message] = []
     history = values.get("history")
     for turn in history if isinstance(history, list) else []:
@@ -140,7 +153,7 @@ def from_instruction(values: dict[str, Any], file: RecordFile) -> tuple[Message,
     question = content_of(prompt)
     if more and more.strip():
         question = f"{question}\n{more}" if question.strip() else more
-    return (*messages, message("user", question), message("assistant", answer))
+    return (*messages, message("user", question), *(message(role, part) for role, part in said))
 
 
 def messages_of(value: Any, file: RecordFile) -> tuple[Message, ...]:
@@ -198,21 +211,55 @@ def content_of(content: Any) -> str:
     return SURROGATE.sub("\ufffd", content)
 
 
-def check_dialogue(messages: tuple[Message, ...], file: RecordFile) -> None:
+def checks_of(values: dict[str, Any]) -> tuple[Check, ...]:
+    """What can be checked of an answer: names with their arguments beside them (IFEval), or inside.
+
+    Raises:
+        BadMessages: there is something else.
+    """
+    given, arguments = values.get("checks"), values.get("kwargs")
+    if isinstance(given, str) and given.strip():  # the cell of a table
+        with contextlib.suppress(ValueError):
+            given = json.loads(given)
+    items = [given] if isinstance(given, (str, dict)) and given else given or []
+    items = items if isinstance(items, list) else [items]
+    beside = arguments if isinstance(arguments, list) and arguments else [{}] * len(items)
+    checks: list[Check] = []
+    for item, more in zip(items, beside, strict=False):
+        own = {"id": item} if isinstance(item, str) else item
+        if not isinstance(own, dict) or not isinstance(own.get("id"), str) or not isinstance(more or {}, dict):
+            break
+        checks.append({str(key): value for key, value in {**(more or {}), **own}.items() if value is not None})
+    if not len(items) == len(beside) == len(checks):
+        raise BadMessages(
+            pick(
+                'the checks are not a list like [{"id": "keywords:existence", "keywords": ["snow"]}]',
+                '检查项不是 [{"id": "keywords:existence", "keywords": ["雪"]}] 这样的列表',
+            )
+        )
+    return tuple(checks)
+
+
+def check_dialogue(messages: tuple[Message, ...], file: RecordFile, checked: bool = False) -> None:
     """Refuse a conversation from which nothing can be learnt; note what is unusual.
+
+    Args:
+        checked: answers can be checked, so that none has to be there.
 
     Raises:
         BadMessages: the assistant says nothing, or the system speaks in the middle.
     """
     roles = [item["role"] for item in messages]
-    if "assistant" not in roles:
+    if "assistant" not in roles and not checked:
         raise BadMessages(pick("the assistant says nothing", "没有助手的消息"))
+    if checked and "user" not in roles:
+        raise BadMessages(pick("the user says nothing", "没有用户的消息"))
     if "system" in roles[1:]:
         raise BadMessages(pick("the system speaks after the beginning", "system 消息不在开头"))
-    if roles[-1] != "assistant":
+    if roles[-1] != "assistant" and not checked:
         file.report.notes[pick("a dialogue does not end with the assistant", "对话不以助手的消息结束")] += 1
     talk = [role for role in roles if role != "system"]
-    if talk[0] == "assistant":
+    if talk and talk[0] == "assistant":
         file.report.notes[pick("a dialogue begins with the assistant", "对话以助手的消息开始")] += 1
     if any(one == other != "tool" for one, other in pairwise(talk)):
         file.report.notes[pick("a dialogue in which one side speaks twice in a row", "对话中一方连续发言")] += 1

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from hanmo.data.settings import DataSettings
 from hanmo.data.sources import Source, find_sources
-from hanmo.data.tasks.dialogues import CONVERSATION, INSTRUCTION, read_dialogues
+from hanmo.data.tasks.dialogues import CHECKED, CONVERSATION, read_dialogues
 from hanmo.data.tasks.files import RecordFile, Unusable, open_records
 from hanmo.data.tasks.formats import stem_of
 from hanmo.data.tasks.labelled import ROLES as LABELLED
@@ -22,6 +22,8 @@ from hanmo.data.tasks.pairs import ROLES as PAIR
 from hanmo.data.tasks.pairs import read_aligned, read_pairs
 from hanmo.data.tasks.preferences import ROLES as PREFERENCE
 from hanmo.data.tasks.preferences import read_preferences
+from hanmo.data.tasks.problems import ROLES as PROBLEM
+from hanmo.data.tasks.problems import read_problems
 from hanmo.data.tasks.questions import ROLES as QUESTION
 from hanmo.data.tasks.questions import read_questions
 from hanmo.data.tasks.report import FileReport, RecordsReport, TaskProblems, spread_of
@@ -37,12 +39,16 @@ from hanmo.data.tasks.types import (
     Labelled,
     Pair,
     Preference,
+    Problem,
+    Prompted,
     Proposition,
     QuestionAnswer,
     Record,
     Similar,
     Tagged,
 )
+from hanmo.data.tasks.writing import ROLES as PROMPTED
+from hanmo.data.tasks.writing import read_prompts
 from hanmo.errors import DataError, UsageError, nearest
 from hanmo.language import pick
 
@@ -51,11 +57,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     "labelled": LABELLED.all,
     "tagged": (*TAGGED.all, "text", "spans"),
     "pair": PAIR.all,
-    "dialogue": tuple(dict.fromkeys((*CONVERSATION.all, *INSTRUCTION.all))),
+    "dialogue": tuple(dict.fromkeys((*CONVERSATION.all, *CHECKED.all))),
     "preference": PREFERENCE.all,
     "question_answer": QUESTION.all,
     "similar": SIMILAR.all,
     "roles": PROPOSITION,
+    "problem": PROBLEM,
+    "prompted": PROMPTED.all,
 }
 LINE_SUFFIXES = frozenset("txt md html htm rst log license readme".split())  # noqa: SIM905
 LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(?:[-_][A-Za-z]{2,4})?|src|tgt|trg|source|target|document|summary")
@@ -98,7 +106,7 @@ def read_records(
 
     Args:
         kind: ``labelled``, ``tagged``, ``pair``, ``dialogue``, ``preference``, ``question_answer``, ``similar``,
-            ``roles``.
+            ``roles``, ``problem``, ``prompted``.
         paths: of any format that holds such records; it is told from the content. Two files of plain lines are the two
             sides of pairs, aligned line by line: the first is the source.
         fields: role -> key, column name, or column number from 1 (of TMX and aligned files: language), where the
@@ -140,6 +148,8 @@ def read_records(
         "question_answer": read_questions,
         "similar": read_similar,
         "roles": read_propositions,
+        "problem": read_problems,
+        "prompted": read_prompts,
     }
     records: list[Record] = []
     for source, other in units(kind, sources, fields):
@@ -330,4 +340,8 @@ def lengths_of(record: Record) -> tuple[tuple[str, int], ...]:
         return ("context", len(record.context)), ("question", len(record.question))
     if isinstance(record, Similar):
         return ("anchor", len(record.anchor)), ("positive", len(record.positive))
+    if isinstance(record, Problem):
+        return ("prompt", len(record.prompt)), ("reference", len(record.reference))
+    if isinstance(record, Prompted):
+        return ("prompt", len(record.prompt)), ("reference", len(record.reference))
     return ()

@@ -28,6 +28,7 @@ LENGTH_NAMES = {
     "prompt": ("characters of the prompt", "提示字符数"),
     "chosen": ("characters of the chosen answer", "优选回答字符数"),
     "rejected": ("characters of the rejected answer", "劣选回答字符数"),
+    "reference": ("characters of the reference", "参考答案字符数"),
     "context": ("characters of the context", "上下文字符数"),
     "question": ("characters of the question", "问题字符数"),
     "anchor": ("characters of the anchor", "锚文本字符数"),

@@ -23,6 +23,8 @@ from hanmo.data.tasks.types import (
     Labelled,
     Pair,
     Preference,
+    Problem,
+    Prompted,
     Proposition,
     QuestionAnswer,
     Record,
@@ -158,6 +160,10 @@ def leak_keys(record: Record) -> list[str]:
         return [canonical(record.context)]
     if isinstance(record, Similar):
         return [canonical(text) for text in (record.anchor, record.positive, record.negative) if text is not None]
+    if isinstance(record, Problem):
+        return [canonical("\n".join((record.prompt, *record.asserts)))]
+    if isinstance(record, Prompted):
+        return [canonical(record.reference or record.prompt)]  # many poems have the same title
     raise TypeError(f"no record: {type(record).__name__}")
 
 

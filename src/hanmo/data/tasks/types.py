@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
+Check = dict[str, Any]  # {"id": "length_constraints:number_words", "relation": "at least", "num_words": 50}
 Answer = tuple[str, int]  # text, and the character of the context where it begins
 
 
@@ -94,9 +96,14 @@ class Pair(Record):
 
 @dataclass(frozen=True)
 class Dialogue(Record):
-    """A conversation with at least one message of the assistant."""
+    """A conversation with at least one message of the assistant, or with something that can be checked of an answer.
+
+    Attributes:
+        checks: what an answer to it has to obey: the name of an instruction as ``id``, and its arguments.
+    """
 
     messages: tuple[Message, ...]
+    checks: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,3 +134,43 @@ class Similar(Record):
     positive: str
     negative: str | None = None
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class Problem(Record):
+    """A task for a program, and the tests that it has to pass.
+
+    Attributes:
+        name: the id of the problem.
+        prompt: what a model continues (HumanEval) or is asked (MBPP).
+        tests: program text that runs after the candidate and raises an error where that is wrong.
+        reference: a right answer; empty where the file has none.
+        entry_point: the function that the tests call; empty where the file does not name it (MBPP).
+        asserts: the assertions that are shown to the model (MBPP); empty for HumanEval.
+    """
+
+    name: str
+    prompt: str
+    tests: str
+    reference: str = ""
+    entry_point: str = ""
+    asserts: tuple[str, ...] = ()
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer continues the prompt (HumanEval) or stands by itself (MBPP)."""
+        return bool(self.entry_point)
+
+
+@dataclass(frozen=True)
+class Prompted(Record):
+    """Something to write about: a title, an occasion, the beginning of a story.
+
+    Attributes:
+        form: of the text, such as 五言绝句 or letter; empty where any will do.
+        reference: what a person wrote to it; empty where nobody did.
+    """
+
+    prompt: str
+    form: str = ""
+    reference: str = ""

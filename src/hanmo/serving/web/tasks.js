@@ -214,9 +214,12 @@ export class TaskView {
     const facts = [];
     for (const [name, value] of Object.entries(row)) {
       if (name === "index") continue;
-      if (name === "answer" && value === null) parts.push(element("p", { className: "said", text: this.page.t("noAnswer") }));
+      if (name === "answers" && row.programs) continue; // what was written around them
+      if (Array.isArray(value)) parts.push(...value.filter((item) => typeof item === "string").flatMap((item) => this.text(name, item)));
+      else if (name === "answer" && value === null) parts.push(element("p", { className: "said", text: this.page.t("noAnswer") }));
       else if (typeof value === "string") parts.push(...this.text(name, value));
-      else if (value !== null && typeof value !== "object") facts.push([name, String(value)]);
+      else if (name === "rules") facts.push(...Object.entries(value).map(([rule, holds]) => [rule, this.fact(holds)]));
+      else if (value !== null && typeof value !== "object") facts.push([name, this.fact(value)]);
     }
     if (facts.length > 0) {
       const pairs = facts.flatMap(([name, value]) => [
@@ -226,6 +229,11 @@ export class TaskView {
       parts.push(element("dl", {}, ...pairs));
     }
     return parts;
+  }
+
+  fact(value) {
+    if (typeof value === "boolean") return this.page.t(value ? "yes" : "no");
+    return Number.isInteger(value) || typeof value !== "number" ? String(value) : value.toFixed(3);
   }
 
   text(name, value) {
@@ -239,7 +247,7 @@ export class TaskView {
       "quiet",
     );
     const head = element("div", { className: "row" }, element("h2", { text: this.named("fieldNames", name) }), copy);
-    return [head, element("p", { className: "said", dir: "auto", text: value })];
+    return [head, element("p", { className: name === "programs" ? "said program" : "said", dir: "auto", text: value })];
   }
 }
 

@@ -31,21 +31,26 @@ install: $(VENV)/installed
 install-test: $(VENV)/installed-test
 
 # constraints.txt pins the versions this project is tested with; torch comes first, so that nothing pulls another build
-$(VENV)/installed: pyproject.toml constraints.txt
+define install_with
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || $(MAKE) virtualenv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+endef
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(call install_with,all)
 	touch $@
+
+# with the peers of the tests; at once, so that the native code is compiled once
+$(VENV)/installed-test: pyproject.toml constraints.txt
+	$(call install_with,test)
+	touch $(VENV)/installed $@
 
 # for a Python without ensurepip (Debian splits it off): virtualenv from a folder of its own, so that no system is touched
 virtualenv:
 	$(PYTHON) -m pip install --quiet --target $(VENV)-tools virtualenv
 	PYTHONPATH=$(VENV)-tools $(PYTHON) -m virtualenv --quiet $(VENV)
 	rm -rf $(VENV)-tools
-
-$(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	touch $@
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,29 +1,26 @@
-"""The page: what it is made of, everywhere; how it behaves in a real browser, where chromium and its driver exist."""
+"""The page: what it is made of, everywhere; how it behaves in a real browser, where chromium exists."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
 import hanmo.serving
 from hanmo.serving.app import create_app
 
+from .browser import ENTER, SHIFT, Browser, running_browser
 from .serving_fakes import FakeModel, expected_text, running_server
 
 WEB = Path(hanmo.serving.__file__).parent / "web"
+SCRIPTS = ("app.js", "api.js", "tasks.js")
 STRINGS: dict[str, dict[str, Any]] = json.loads((WEB / "strings.json").read_text(encoding="utf-8"))
 
 
@@ -43,6 +40,7 @@ def client() -> Iterator[TestClient]:
         ("/style.css", "text/css; charset=utf-8"),
         ("/app.js", "text/javascript; charset=utf-8"),
         ("/api.js", "text/javascript; charset=utf-8"),
+        ("/tasks.js", "text/javascript; charset=utf-8"),
         ("/strings.json", "application/json"),
         ("/icon.svg", "image/svg+xml"),
     ],
@@ -72,7 +70,7 @@ def test_nothing_comes_from_outside_and_nothing_is_inline() -> None:
     for path in WEB.iterdir():
         text = path.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert not re.search(r"(https?:)?//[\w-]+\.\w", text), f"{path.name} names another site"
-    script = "".join((WEB / name).read_text(encoding="utf-8") for name in ("app.js", "api.js"))
+    script = "".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", script)
     page = Elements((WEB / "index.html").read_text(encoding="utf-8"))
     for tag, attributes in page.elements:
@@ -87,6 +85,8 @@ def test_both_languages_say_the_same_things() -> None:
         assert type(text) is type(chinese[key])
         if isinstance(text, str):
             assert re.findall(r"\{\w+\}", text) == re.findall(r"\{\w+\}", chinese[key]), key
+        elif isinstance(text, dict):
+            assert text.keys() == chinese[key].keys(), key
         else:
             assert len(text) == len(chinese[key]), key
 
@@ -95,7 +95,7 @@ def test_every_text_the_page_asks_for_exists_and_is_used() -> None:
     page = Elements((WEB / "index.html").read_text(encoding="utf-8"))
     names = ("data-i18n", "data-i18n-label", "data-i18n-placeholder")
     asked = {value for _, attributes in page.elements for name, value in attributes.items() if name in names}
-    script = (WEB / "app.js").read_text(encoding="utf-8")
+    script = "".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS)
     quoted = set(re.findall(r'"(\w+)"', script))
     assert asked <= STRINGS["en"].keys()
     assert set(re.findall(r'\bt\("(\w+)"', script)) <= STRINGS["en"].keys()
@@ -106,7 +106,7 @@ def test_every_control_has_a_name() -> None:
     page = Elements((WEB / "index.html").read_text(encoding="utf-8"))
     labelled = {attributes.get("for") for tag, attributes in page.elements if tag == "label"}
     for tag, attributes in page.elements:
-        if tag in ("input", "textarea"):
+        if tag in ("input", "textarea", "select"):
             assert attributes["id"] in labelled or page.inside_label[attributes["id"]], attributes["id"]
 
 
@@ -132,93 +132,6 @@ class Elements(HTMLParser):
 
 
 # How it behaves in a browser -----------------------------------------------------------------------------------------
-
-ENTER, SHIFT = "\ue007", "\ue008"
-
-
-class Browser:
-    """Headless chromium through its driver's HTTP interface (W3C WebDriver)."""
-
-    def __init__(self, session: str) -> None:
-        self.session = session
-
-    def call(self, path: str, **body: Any) -> Any:
-        response = httpx.post(f"{self.session}/{path}", json=body, timeout=30)
-        value = response.json()["value"]
-        assert response.status_code == 200, value
-        return value
-
-    def open(self, url: str, *, language: str = "en", dark: bool = False, width: int = 1100, height: int = 800) -> None:
-        self.emulate("Emulation.setEmulatedMedia", features=[media("color-scheme", "dark" if dark else "light")])
-        self.emulate("Emulation.setUserAgentOverride", userAgent="test", acceptLanguage=language)
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.emulate("Emulation.setDeviceMetricsOverride", **size)
-        self.call("url", url=url)
-        self.wait("return document.getElementById('model-name').textContent === 'fake'")
-
-    def emulate(self, command: str, **parameters: Any) -> None:
-        self.call("goog/cdp/execute", cmd=command, params=parameters)
-
-    def js(self, script: str) -> Any:
-        return self.call("execute/sync", script=script, args=[])
-
-    def wait(self, script: str, seconds: float = 10) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (value := self.js(script)):
-            assert time.monotonic() < deadline, f"still false: {script}\n{self.js('return document.body.innerText')}"
-            time.sleep(0.03)
-        return value
-
-    def find(self, selector: str) -> str:
-        return str(next(iter(self.call("element", using="css selector", value=selector).values())))
-
-    def type(self, selector: str, text: str) -> None:
-        self.call(f"element/{self.find(selector)}/value", text=text)
-
-    def click(self, selector: str) -> None:
-        self.call(f"element/{self.find(selector)}/click")
-
-    def text(self, selector: str) -> str:
-        return str(self.js(f"return document.querySelector({selector!r}).textContent"))
-
-    def screenshot(self, path: Path) -> None:
-        image = httpx.get(f"{self.session}/screenshot", timeout=30).json()["value"]
-        path.write_bytes(base64.b64decode(image))
-
-
-def media(name: str, value: str) -> dict[str, str]:
-    """A media feature to emulate."""
-    return {"name": f"prefers-{name}", "value": value}
-
-
-@contextlib.contextmanager
-def running_browser(profile: Path) -> Iterator[Browser]:
-    """Start the driver on a port of its own choice, and through it the browser."""
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if driver is None or chromium is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    switches += f" disable-component-update disable-sync disable-dev-shm-usage user-data-dir={profile}"
-    arguments = [f"--{switch}" for switch in switches.split()]
-    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert process.stdout is not None
-        port = next(match[1] for line in process.stdout if (match := re.search(r"successfully on port (\d+)", line)))
-        options = {"goog:chromeOptions": {"binary": chromium, "args": arguments}}
-        address = f"http://127.0.0.1:{port}/session"
-        answer = httpx.post(address, json={"capabilities": {"alwaysMatch": options}}, timeout=60).json()["value"]
-        if "sessionId" not in answer:
-            pytest.skip(f"chromium does not start here: {answer.get('message', '')[:200]}")
-        session = f"{address}/{answer['sessionId']}"
-        try:
-            yield Browser(session)
-        finally:
-            httpx.delete(session, timeout=30)
-    finally:
-        process.terminate()
-        process.wait(10)
-        process.stdout.close() if process.stdout else None
 
 
 @pytest.fixture(scope="module")

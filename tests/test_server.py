@@ -83,7 +83,7 @@ def problem(response: Any, status: int = 400) -> dict[str, Any]:
 def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == "fake" and client.models.retrieve("fake") == model
-    assert model.model_extra == {"context_length": 400, "chat": True}
+    assert model.model_extra == {"context_length": 400, "writes": True, "chat": True, "tasks": []}
     with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
         client.models.retrieve("other")
 
@@ -717,3 +717,14 @@ def test_signals_end_the_server_cleanly() -> None:
         finally:
             first.kill()
             second.kill()
+
+
+def test_small_answers_are_sent_at_once(address: str) -> None:
+    """On a connection that stays open none waits until the client has confirmed the one before (40 ms)."""
+    times = []
+    with httpx.Client() as kept:
+        for _ in range(20):
+            begun = time.perf_counter()
+            assert kept.get(f"{address}/livez").status_code == 200
+            times.append(time.perf_counter() - begun)
+    assert min(times[1:]) < 0.03

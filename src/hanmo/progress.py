@@ -6,8 +6,11 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -52,6 +55,20 @@ def human_time(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+SILENT = threading.local()  # whether this thread shows how far its work is
+
+
+@contextmanager
+def no_progress() -> Iterator[None]:
+    """Nobody watches what this thread does inside: no bars."""
+    before = getattr(SILENT, "now", False)
+    SILENT.now = True
+    try:
+        yield
+    finally:
+        SILENT.now = before
+
+
 class Progress:
     """One line that says how far the work is: a bar with ETA on a terminal, a line now and then elsewhere.
 
@@ -68,7 +85,7 @@ class Progress:
         self.last = -math.inf
         self.stream: IO[str] = sys.stderr
         self.terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
-        self.quiet = bool(os.environ.get("HANMO_QUIET"))
+        self.quiet = bool(os.environ.get("HANMO_QUIET")) or getattr(SILENT, "now", False)
 
     def update(self, done: float, note: str = "", *, fraction: float | None = None) -> None:
         """Show that ``done`` units are finished; ``fraction`` replaces ``done / total`` for the bar and the ETA."""

@@ -16,7 +16,7 @@ from hanmo.errors import HanmoError, Interrupted, ResourceError, UsageError, nea
 from hanmo.folder import CANNOT_WRITE
 from hanmo.language import pick
 from hanmo.settings import parse
-from hanmo.tasks.registry import ALIASES, MODULES
+from hanmo.tasks.registry import ALIASES, MODULES, find_task
 
 VERBS = (
     "build",
@@ -79,6 +79,18 @@ def usage() -> str:
     return "\n".join(lines)
 
 
+def about_task(name: str) -> str:
+    """What ``hanmo TASK --help`` says of the task: what it is, an example, how to teach it."""
+    task = find_task(name)
+    teach = f"hanmo finetune --task {task.training} --data FILE --base BASE"
+    return pick(
+        f'{task.help}. For example:  hanmo {name} --model MODEL "text".  To teach it:  {teach}.  '
+        f"How good is it:  hanmo evaluate --task {name} --data FILE --model MODEL",
+        f'{task.help_zh}。例如：hanmo {name} --model 模型 "文本"；训练：{teach}；'
+        f"评测：hanmo evaluate --task {name} --data 文件 --model 模型",
+    )
+
+
 def run_verb(arguments: list[str]) -> int:
     """Run one command line and return its exit code.
 
@@ -91,7 +103,7 @@ def run_verb(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"hanmo {__version__}")
         return 0
-    name = arguments[0]
+    given = name = arguments[0]
     if name in MODULES or name in ALIASES:  # hanmo TASK ... is hanmo predict --task TASK ...
         name, arguments = "predict", ["predict", "--task", name, *arguments[1:]]
     if name not in VERBS:
@@ -102,7 +114,9 @@ def run_verb(arguments: list[str]) -> int:
             zh=f"未知动词 '{name}'，{nearest(name, (*VERBS, *MODULES))}",
         )
     verb = load_verb(name)
-    settings = parse(settings_class(verb), arguments[1:], f"hanmo {name}", pick(verb.HELP, verb.HELP_ZH))
+    help_wanted = given != name and not {"-h", "--help"}.isdisjoint(arguments)
+    about = about_task(given) if help_wanted else pick(verb.HELP, verb.HELP_ZH)
+    settings = parse(settings_class(verb), arguments[1:], f"hanmo {given}", about)
     if settings.offline:
         os.environ["HANMO_OFFLINE"] = "1"
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -223,12 +223,9 @@ class LanguageModel:
         Raises:
             UsageError: a bad option, an id outside the vocabulary, or a prompt longer than the context.
         """
-        sampling = Sampling.from_options(options)
         encoded = sorted(self._encode_all(prompts), key=lambda item: len(item[1]))
-        own = {} if seeds is None else {place: replace(sampling, seed=seed) for place, seed in enumerate(seeds)}
-        requests = [self._submit(index, ids, own.get(index, sampling)) for index, ids in encoded]
         completions: dict[tuple[int, int], Completion] = {}
-        for chunk in self.engine.chunks(requests):
+        for chunk in self.engine.chunks(self._submit_all(encoded, seeds, options)):
             key = (chunk.index, chunk.choice)
             done = completions.setdefault(key, Completion("", [], "length", chunk.prompt_tokens, *key))
             done.text += chunk.text
@@ -239,22 +236,31 @@ class LanguageModel:
                 done.logprobs = [*(done.logprobs or []), *chunk.logprobs]
         return [completions[key] for key in sorted(completions)]
 
-    def stream(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> Iterator[Chunk]:
+    def stream(
+        self, prompts: Prompt | Sequence[Prompt], *, seeds: Sequence[int] | None = None, **options: Any
+    ) -> Iterator[Chunk]:
         """Continue one or many prompts token by token; chunks of several prompts and choices alternate.
 
         The checks happen at once, the work while the result is iterated; closing the iterator stops it.
 
         Args:
             prompts: as for :meth:`generate`; ``index`` of a chunk says which of them it continues.
+            seeds: as for :meth:`generate`.
             options: the fields of :class:`~hanmo.inference.sampling.Sampling`.
 
         Raises:
             UsageError: as :meth:`generate`.
         """
-        sampling = Sampling.from_options(options)
         several = cast(Sequence[Prompt], [prompts] if is_prompt(prompts) else prompts)
-        encoded = self._encode_all(several)
-        return self.engine.chunks([self._submit(index, ids, sampling) for index, ids in encoded])
+        return self.engine.chunks(self._submit_all(self._encode_all(several), seeds, options))
+
+    def _submit_all(
+        self, encoded: Sequence[tuple[int, list[int]]], seeds: Sequence[int] | None, options: dict[str, Any]
+    ) -> list[Request]:
+        """The requests of prompts with their numbers."""
+        sampling = Sampling.from_options(options)
+        own = {} if seeds is None else {place: replace(sampling, seed=seed) for place, seed in enumerate(seeds)}
+        return [self._submit(index, ids, own.get(index, sampling)) for index, ids in encoded]
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """The ids of a conversation in the model's own template, ready for :meth:`generate` or :meth:`stream`."""

@@ -128,6 +128,13 @@ def load(
             zh=f"--kv-cache {kv_cache} 只用于本地推理引擎中的解码器，这个模型不是。请去掉该选项",
         )
     if draft is not None:
+        if not hasattr(model, "engine"):
+            raise UsageError(
+                f"--draft {draft} is for models that write, which this one is not",
+                where=str(name),
+                fix="leave the option out",
+                zh=f"--draft {draft} 只用于生成文本的模型，这个模型不是。请去掉该选项",
+            )
         smaller = load(draft, device=device, offline=offline, engine=engine)
         model.engine.new_guesser = model.guesser_of(smaller)
     return model

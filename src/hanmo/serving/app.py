@@ -1,10 +1,12 @@
-"""The HTTP application: OpenAI's routes over a language model, health, and the page.
+"""The HTTP application: OpenAI's routes over a language model, tasks over any model, health, and the page.
 
 =====================================  ==========================================================================
 ``GET /``                              the page (files of ``serving/web``)
-``GET /v1/models``, ``/v1/models/ID``  the model, with two extra fields: ``context_length``, ``chat``
+``GET /v1/models``, ``/v1/models/ID``  the model, with extra fields: ``context_length``, ``writes``, ``chat``, ``tasks``
 ``POST /v1/completions``               continue text
 ``POST /v1/chat/completions``          answer a conversation through the model's own chat template
+``GET /v1/tasks``                      the tasks that the model can do
+``POST /v1/tasks/TASK``                answer texts
 ``GET /tokenizer_info``                the control tokens and the chat template
 ``POST /tokenize``, ``/detokenize``    ids of a text, text of ids, for clients that send ids
 ``GET /livez``                         200 while the process lives
@@ -19,9 +21,9 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -40,13 +42,14 @@ from hanmo.serving.schema import (
     CompletionRequest,
     DetokenizeRequest,
     SamplingFields,
+    TaskRequest,
     TokenizeRequest,
     parse_request,
 )
+from hanmo.serving.tasks import TaskTable
 from hanmo.serving.tokens import detokenize, tokenize, tokenizer_info
 
-if TYPE_CHECKING:
-    from hanmo.inference.language_model import LanguageModel
+T = TypeVar("T")
 
 BODY_SECONDS = 30.0  # a client that sends its body slower than this is let go
 WEB = Path(__file__).parent / "web"
@@ -61,11 +64,11 @@ MEDIA_TYPES = {
 log = logging.getLogger(__name__)
 
 
-def create_app(model: LanguageModel, model_name: str) -> FastAPI:
+def create_app(model: Any, model_name: str) -> FastAPI:
     """The application for one model.
 
     Args:
-        model: generates; used from one worker thread only (its tokenizer also from others).
+        model: what ``hanmo.load`` returned; a language model also continues texts.
         model_name: the id that clients send as ``model``.
     """
     service = Service(model, model_name)
@@ -85,6 +88,8 @@ def create_app(model: LanguageModel, model_name: str) -> FastAPI:
     app.add_api_route("/v1/models/{name:path}", service.model_card, methods=["GET"])
     app.add_api_route("/v1/completions", service.completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions", service.chat_completions, methods=["POST"])
+    app.add_api_route("/v1/tasks", service.task_list, methods=["GET"])
+    app.add_api_route("/v1/tasks/{task:path}", service.task, methods=["POST"])
     app.add_api_route("/tokenizer_info", service.tokenizer_info, methods=["GET"])
     app.add_api_route("/tokenize", service.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", service.detokenize, methods=["POST"])
@@ -100,8 +105,10 @@ def create_app(model: LanguageModel, model_name: str) -> FastAPI:
 class Service:
     """The routes of one model."""
 
-    def __init__(self, model: LanguageModel, name: str) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         self.model = model
+        self.writes = hasattr(model, "stream")
+        self.tasks = TaskTable(model, name)
         self.name = name
         self.created = int(time.time())
         self.runner = Runner()
@@ -134,31 +141,59 @@ class Service:
         fields = parse_request(await read_body(request), ChatRequest)
         return await self.answer(request, fields, lambda: plan_chat(self.model, fields), ChatFormat)
 
+    async def task_list(self) -> Response:
+        """``GET /v1/tasks``."""
+        return JSONResponse({"object": "list", "data": self.tasks.cards()})
+
+    async def task(self, request: Request, task: str) -> Response:
+        """``POST /v1/tasks/TASK``: planned off the event loop, answered by the workers."""
+        self.tasks.find(task)
+        fields = parse_request(await read_body(request), TaskRequest)
+        self.check_name(fields.model)
+        try:
+            plan = await run_in_threadpool(self.tasks.plan, task, fields)
+        except Exception as error:
+            raise logged(error) from error
+        job = self.runner.submit(plan.run)
+        try:
+            blocks = await self.results(request, job, listed(job))
+        finally:
+            plan.watch.gone.set()
+        if blocks is None:
+            return Response(status_code=499)
+        return JSONResponse(plan.whole([row for block in blocks for row in block]))
+
     async def tokenizer_info(self) -> Response:
         """``GET /tokenizer_info``."""
+        self.check_writes()
         return JSONResponse(tokenizer_info(self.model))
 
     async def tokenize(self, request: Request) -> Response:
         """``POST /tokenize``."""
         fields = parse_request(await read_body(request), TokenizeRequest)
         self.check_name(fields.model or self.name)
+        self.check_writes()
         return JSONResponse(await run_in_threadpool(tokenize, self.model, fields))
 
     async def detokenize(self, request: Request) -> Response:
         """``POST /detokenize``."""
         fields = parse_request(await read_body(request), DetokenizeRequest)
         self.check_name(fields.model or self.name)
+        self.check_writes()
         return JSONResponse(await run_in_threadpool(detokenize, self.model, fields))
 
     def card(self) -> dict[str, Any]:
         """The model as OpenAI describes one, and what the page needs to know."""
+        tokenizer = getattr(self.model, "tokenizer", None)
         return {
             "id": self.name,
             "object": "model",
             "created": self.created,
             "owned_by": "hanmo",
-            "context_length": self.model.context_length,
-            "chat": bool(self.model.tokenizer.chat_template),
+            "context_length": getattr(self.model, "context_length", None),
+            "writes": self.writes,
+            "chat": self.writes and bool(getattr(tokenizer, "chat_template", None)),
+            "tasks": list(self.tasks.abilities),
         }
 
     def check_name(self, name: str) -> None:
@@ -167,11 +202,20 @@ class Service:
             message = f"the model '{name[:80]}' does not exist here; this server has '{self.name}'"
             raise ApiError(message, status=404, param="model", code="model_not_found")
 
+    def check_writes(self) -> None:
+        """Refuse to write with a model that does not."""
+        if not self.writes:
+            able = ", ".join(f"/v1/tasks/{task}" for task in self.tasks.abilities)
+            kind = type(self.model).__name__
+            message = f"the model '{self.name}' is a {kind} and writes no text; what it does: POST {able}"
+            raise ApiError(message, param="model", code="model_writes_no_text")
+
     async def answer(
         self, request: Request, fields: SamplingFields, make_plan: Callable[[], Plan], kind: type[Format]
     ) -> Response:
         """Plan the request off the event loop, queue it, and answer at once or as a stream."""
         self.check_name(fields.model)
+        self.check_writes()
         try:
             plan = await run_in_threadpool(make_plan)
         except Exception as error:
@@ -189,20 +233,30 @@ class Service:
         return EventStream(events(job, form, usage), lambda: self.runner.cancel(job))
 
     async def answer_at_once(self, request: Request, job: Job[Piece], form: Format) -> Response:
-        """Wait for all pieces, unless the client leaves first."""
-        work = asyncio.ensure_future(collect(job))
+        """Give all pieces as one answer."""
+        choices = await self.results(request, job, collect(job))
+        if choices is None:
+            return Response(status_code=499)  # nobody reads it; the number is nginx's for "client closed request"
+        return JSONResponse(form.whole(choices))
+
+    async def results(self, request: Request, job: Job[Any], reading: Awaitable[T]) -> T | None:
+        """Wait for what reading a job gives; None, and the job ends, where the client leaves first."""
+        work = asyncio.ensure_future(reading)
         gone = asyncio.ensure_future(disconnected(request))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                return Response(status_code=499)  # nobody reads it; the number is nginx's for "client closed request"
-            return JSONResponse(form.whole(await work))
+            return await work if work.done() else None
         except Exception as error:
             raise logged(error) from error
         finally:
             self.runner.cancel(job)
             work.cancel()
             gone.cancel()
+
+
+async def listed(job: Job[T]) -> list[T]:
+    """All results of a job."""
+    return [result async for result in job]
 
 
 class EventStream(StreamingResponse):

@@ -23,6 +23,12 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 64
 MAX_MESSAGES = 1024
 MAX_TOKENS = 1_000_000
+MAX_INPUTS = 256  # texts of one request for a task
+MAX_INPUT_CHARS = 200_000  # of one of them
+MAX_LABELS = 64
+MAX_LABEL_CHARS = 100
+MAX_EXAMPLES = 64
+MAX_INSTRUCTION_CHARS = 10_000
 MAX_SEED = 2**62  # choice i is drawn with seed + i, which must stay a 64-bit number
 
 # Fields of OpenAI's API that are not offered here, with the value that asks for nothing.
@@ -89,6 +95,24 @@ def as_role(value: object) -> object:
     return "system" if value == "developer" else value
 
 
+def as_inputs(value: object) -> list[Any]:
+    """A text, an object of texts, or several of these, as a list of objects; a bare text has the name ``text``."""
+    items = value if isinstance(value, list) and value else [value]
+    objects = [{"text": item} if isinstance(item, str) else item for item in items]
+    for number, item in enumerate(objects):
+        if not isinstance(item, dict) or not all(isinstance(text, str) for text in item.values()):
+            raise ValueError(
+                "must be a text, an object of texts such as {'text': '...'}, or a list of these; not empty"
+            )
+        place = f"[{number}]" if isinstance(value, list) else ""
+        if not item.get("text", "").strip():
+            raise ValueError(f"must not have an empty text{f' (in {place})' if place else ''}")
+        longest = max(map(len, item.values()))
+        if longest > MAX_INPUT_CHARS:
+            raise ValueError(f"{place} has {longest} characters; at most {MAX_INPUT_CHARS} are read".strip())
+    return objects
+
+
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]],
     Field(max_length=MAX_STOPS),
@@ -103,6 +127,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Fields(Strict):
+    """Fields of all routes."""
+
+    model: str = Field(max_length=256)
+    user: str | None = Field(None, max_length=512)  # names the end user to an operator; never affects the answer
+
+
 class StreamOptions(Strict):
     """How usage is told in a stream; ``continuous_usage_stats`` (as in vLLM) puts it into every chunk."""
 
@@ -110,10 +141,9 @@ class StreamOptions(Strict):
     continuous_usage_stats: bool = False
 
 
-class SamplingFields(Strict):
-    """Fields of both routes. Defaults are OpenAI's; those after ``user`` are extensions and neutral by default."""
+class SamplingFields(Fields):
+    """Fields of the routes that write. Defaults are OpenAI's; those after ``seed`` are extensions and neutral."""
 
-    model: str = Field(max_length=256)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -121,7 +151,6 @@ class SamplingFields(Strict):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, ge=0, le=1)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    user: str | None = Field(None, max_length=512)  # names the end user to an operator; never affects the answer
     top_k: int = Field(0, ge=0, le=1_000_000)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, ge=0.1, le=10)
@@ -169,6 +198,28 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class TaskRequest(Fields):
+    """The body of ``POST /v1/tasks/TASK``; all but ``input`` is for language models, which are asked.
+
+    Attributes:
+        input: texts, or objects of texts, as :attr:`hanmo.tasks.base.Task.inputs` names them.
+        labels: what may be answered: labels of texts, types of spans.
+        examples: records with right answers, as in a jsonl file.
+        shots: how many of the examples are shown; default all.
+        seed: which.
+        instruction: what the model is told, instead of the task's own words.
+        settings: of this task alone, such as the form of a poem.
+    """
+
+    input: Annotated[list[dict[str, str]], Field(max_length=MAX_INPUTS), BeforeValidator(as_inputs)]
+    labels: list[Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS)]] = Field([], max_length=MAX_LABELS)
+    examples: list[dict[str, Any]] = Field([], max_length=MAX_EXAMPLES)
+    shots: int | None = Field(None, ge=0, le=MAX_EXAMPLES)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    instruction: str | None = Field(None, min_length=1, max_length=MAX_INSTRUCTION_CHARS)
+    settings: dict[str, str | int | float | bool] = Field({}, max_length=16)
 
 
 def parse_request(body: bytes, kind: type[Request]) -> Request:

@@ -79,11 +79,13 @@ class Form:
         shots: worked examples before the question.
         seed: which examples.
         instruction: instead of the task's own words.
+        labels: labels, or types of spans, that may be answered besides those of the records.
     """
 
     shots: int = 0
     seed: int = 0
     instruction: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Task(ABC, Generic[R, A]):
         aliases: other names of the same task.
         kind: of its records, for :func:`hanmo.data.tasks.read_records`.
         training: the task of ``hanmo finetune`` that teaches it to a network.
+        inputs: the names of the texts that make a record, for :meth:`record_from`; ``text`` is always one of them.
         settings: names of what can be set of this task alone, such as ``samples``.
         whole: whether a plain file, or standard input, is one text rather than a text a line.
         shows_untuned: whether the model that a tuned one was made from is measured beside it.
@@ -126,6 +129,7 @@ class Task(ABC, Generic[R, A]):
     training: ClassVar[str]
     help: ClassVar[str]
     help_zh: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]] = ("text",)
     settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **given: Any) -> None:
@@ -174,6 +178,14 @@ class Task(ABC, Generic[R, A]):
         Raises:
             UsageError: it lacks something, such as the question of question answering.
         """
+
+    def record_from(self, data: Mapping[str, str]) -> R:
+        """The record of texts with the names of :attr:`inputs`, as programs give them; nothing is known of its answer.
+
+        Raises:
+            UsageError: one that is needed is missing.
+        """
+        return self.record(data["text"])
 
     @abstractmethod
     def as_data(self, answer: A) -> dict[str, Any]:

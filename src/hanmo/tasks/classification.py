@@ -229,6 +229,7 @@ class Classification(Task[Labelled, Verdict]):
     aliases = ("sentiment", "spam", "topic", "offensiveness", "intent")
     help = "labels of texts: sentiment, spam, topics, offensiveness, intents"
     help_zh = "文本分类：情感、垃圾信息、主题、冒犯性、意图"
+    inputs = ("text", "pair")
 
     def metric(self, records: Sequence[Labelled]) -> LabelMetric:
         """Accuracy and F1 over the labels of the records."""
@@ -275,6 +276,10 @@ class Classification(Task[Labelled, Verdict]):
         """A text; a tab parts two."""
         first, tab, second = text.partition("\t")
         return Labelled(first, (), second if tab else None)
+
+    def record_from(self, data: Mapping[str, str]) -> Labelled:
+        """A text, or two."""
+        return Labelled(data["text"], (), data.get("pair"))
 
     def as_data(self, answer: Verdict) -> dict[str, Any]:
         """Labels and probabilities, the likeliest first."""

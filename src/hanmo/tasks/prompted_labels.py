@@ -31,7 +31,7 @@ class PromptedLabels(System[Labelled, Verdict]):
     Args:
         model: a language model, local or remote.
         train: records from which the labels are known, and the worked examples.
-        form: how many examples, and the instruction.
+        form: how many examples, the instruction, and labels that no record tells.
 
     Raises:
         UsageError: no labels are known, or too many to ask for; several labels for a text.
@@ -40,7 +40,7 @@ class PromptedLabels(System[Labelled, Verdict]):
     def __init__(self, model: Any, train: Sequence[Labelled], form: Form) -> None:
         self.speaker, self.form, self.name = Speaker(model), form, model.name
         self.kind = self.speaker.kind
-        self.labels = sorted({label for record in train for label in record.labels})
+        self.labels = sorted({*form.labels, *(label for record in train for label in record.labels)})
         if not 2 <= len(self.labels) <= MOST_LABELS:
             raise UsageError(
                 f"a language model can be asked for 2 to {MOST_LABELS} labels, not {len(self.labels)}",
@@ -55,7 +55,7 @@ class PromptedLabels(System[Labelled, Verdict]):
                 zh="提示语言模型时每条文本只能有一个标签；多标签请用 "
                 "hanmo finetune --task classification --multi-label",
             )
-        chinese = mostly_chinese([record.text for record in train])
+        chinese = mostly_chinese([record.text for record in train] or self.labels)
         names = "、".join(self.labels) if chinese else ", ".join(self.labels)
         own = (
             f"请给文本分类，只回答标签，不要解释。可选标签：{names}。"

@@ -35,7 +35,7 @@ class PromptedSpans(System[Tagged, tuple[str, ...]]):
     Args:
         model: a language model, local or remote.
         train: records from which the types are known, and the worked examples.
-        form: how many examples, and the instruction.
+        form: how many examples, the instruction, and types that no record tells.
 
     Raises:
         UsageError: no types of spans are known, or too many to ask for.
@@ -44,7 +44,7 @@ class PromptedSpans(System[Tagged, tuple[str, ...]]):
     def __init__(self, model: Any, train: Sequence[Tagged], form: Form) -> None:
         self.speaker, self.name = Speaker(model), model.name
         self.kind = self.speaker.kind
-        self.types = sorted({kind for record in train for _, _, kind in spans_of(record.tags)} - {""})
+        self.types = sorted({*form.labels, *(kind for record in train for _, _, kind in spans_of(record.tags))} - {""})
         tags = {tag for record in train for tag in record.tags}
         if not 1 <= len(self.types) <= MOST_TYPES or any(tag != "O" and tag[1:2] != "-" for tag in tags):
             raise UsageError(
@@ -55,7 +55,7 @@ class PromptedSpans(System[Tagged, tuple[str, ...]]):
                 zh=f"语言模型只能用于抽取 1 到 {MOST_TYPES} 类片段（如命名实体），现有 {len(self.types)} 类；"
                 "请用 --train 给出带 B-LOC、O 等标签的记录；词性标注与分词请用 CRF 或神经网络",
             )
-        chinese = mostly_chinese([record.text for record in train[:200]])
+        chinese = mostly_chinese([record.text for record in train[:200]] or self.types)
         listed = "、".join(self.types) if chinese else ", ".join(self.types)
         self.none = "无" if chinese else "none"
         own = (

@@ -6,7 +6,7 @@ and the best of their answers is given, with the passage that it is from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hanmo.data.tasks.types import QuestionAnswer
@@ -28,6 +28,7 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
     aliases = ("qa", "questions", "reading")
     help = "answers to questions from a text, or from a folder of documents with the passage cited"
     help_zh = "问答：从给定文本或一个文件夹的文档中找答案，并注明出处"
+    inputs = ("text", "context")
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -105,6 +106,12 @@ class QuestionAnswering(Task[QuestionAnswer, Reply]):
                 "或在问题后加制表符与文本",
             )
         return QuestionAnswer("", context, question.strip(), ())
+
+    def record_from(self, data: Mapping[str, str]) -> QuestionAnswer:
+        """A question (``text``) about a ``context``, which may have been given before; see :meth:`record`."""
+        if not data.get("context", "").strip():
+            return self.record(data["text"].replace("\t", " "))
+        return QuestionAnswer("", data["context"], data["text"].strip(), ())
 
     def as_data(self, answer: Reply) -> dict[str, Any]:
         """The answer, where it stands in its passage, and the passage, where one was searched for."""

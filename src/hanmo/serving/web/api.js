@@ -7,9 +7,26 @@ export class ApiError extends Error {
   }
 }
 
-/** The first model of the server: {id, context_length, chat}. */
+/** The first model of the server: {id, context_length, writes, chat, tasks}. */
 export async function fetchModel() {
   const response = await request("/v1/models", {});
+  return (await response.json()).data[0];
+}
+
+/** The tasks that the model can do: {id, description, description_zh, input, asked, needs_labels, labels}. */
+export async function fetchTasks() {
+  const response = await request("/v1/tasks", {});
+  return (await response.json()).data;
+}
+
+/** The answer to one text; aborting the signal ends the work on the server too. */
+export async function runTask(task, body, signal) {
+  const response = await request(`/v1/tasks/${task}`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
   return (await response.json()).data[0];
 }
 

@@ -1,7 +1,8 @@
 // The page: one list of turns, shown either as a conversation (models with a chat template) or as one growing text.
 // Whatever a model writes is set as text, never as HTML.
 
-import { ApiError, fetchModel, streamAnswer } from "./api.js";
+import { ApiError, fetchModel, fetchTasks, streamAnswer } from "./api.js";
+import { TaskView } from "./tasks.js";
 
 const DEFAULTS = { system: "", temperature: 0.7, top_p: 0.9, max_tokens: 256, seed: "" };
 const FOLLOW_PIXELS = 80; // the view follows the answer while the reader is this close to its end
@@ -15,6 +16,7 @@ const state = {
   model: null,
   turns: [], // {role: "user" | "assistant", text, note, element}
   abort: null, // AbortController of the answer being written
+  view: "talk", // or "tasks"
 };
 
 // Storage may be forbidden by the browser; the page then simply forgets.
@@ -34,10 +36,14 @@ function store(name, value) {
   }
 }
 
+const taskView = new TaskView({ t, button, showProblem, hideProblem, language: () => state.language });
+
 // Language ------------------------------------------------------------------------------------------------------------
 
 function t(key, values = {}) {
-  return strings[state.language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  const text = strings[state.language][key];
+  if (typeof text !== "string") return text; // a list, or names by key
+  return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
 function translate() {
@@ -57,6 +63,8 @@ function translate() {
   });
   $("starters").replaceChildren(...items);
   $("greeting").textContent = t(chatting() ? "chatGreeting" : "writeGreeting");
+  $("tab-talk").textContent = t(chatting() ? "chat" : "write");
+  taskView.translate();
   render();
 }
 
@@ -82,11 +90,32 @@ function button(text, action, className = "") {
   return element;
 }
 
+/** Show one of the two views; where the model has only one of them, there is no choice. */
+function show(view) {
+  const tasks = state.model?.tasks.length > 0;
+  const talks = state.model?.writes ?? true;
+  state.view = tasks && (view === "tasks" || !talks) ? "tasks" : "talk";
+  $("views").hidden = !(tasks && talks);
+  for (const name of ["talk", "tasks"]) {
+    const chosen = name === state.view;
+    $(name).hidden = !chosen;
+    $(`tab-${name}`).setAttribute("aria-selected", String(chosen));
+    $(`tab-${name}`).tabIndex = chosen ? 0 : -1;
+    if ($("views").hidden) $(name).removeAttribute("role");
+    else $(name).setAttribute("role", "tabpanel");
+    $(name).setAttribute("aria-labelledby", `tab-${name}`);
+  }
+  document.querySelector("footer").hidden = state.view === "tasks";
+  $("open-settings").hidden = state.view === "tasks";
+  hideProblem();
+  render();
+}
+
 /** Build everything anew; while an answer grows only its own text node changes (see answer()). */
 function render() {
   const busy = state.abort !== null;
   $("welcome").hidden = state.turns.length > 0 || !state.model;
-  $("clear").hidden = state.turns.length === 0;
+  $("clear").hidden = state.turns.length === 0 || state.view === "tasks";
   $("stop").hidden = !busy;
   $("send").hidden = busy;
   $("log").className = chatting() ? "chat" : "manuscript";
@@ -348,11 +377,20 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !$("settings").open) state.abort?.abort();
 });
 
+for (const name of ["talk", "tasks"]) $(`tab-${name}`).addEventListener("click", () => show(name));
+$("views").addEventListener("keydown", (event) => {
+  if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+  show(state.view === "talk" ? "tasks" : "talk");
+  $(`tab-${state.view}`).focus();
+});
+
 showSettings();
 translate();
 try {
   state.model = await fetchModel();
+  if (state.model.tasks.length > 0) taskView.show(state.model, await fetchTasks());
   translate();
+  show(location.hash === "#tasks" ? "tasks" : "talk");
 } catch (error) {
   showProblem(error);
 }

@@ -29,7 +29,6 @@ PREFIXES = {"zh": "zh: ", "en": "en: "}  # what a source begins with that is to 
 def settle_new(settings: FinetuneSettings, resolution: Resolution, pairs: int) -> None:
     """What keeps a network from knowing its pairs by heart; a base that is read brings its own dropout."""
     if settings.base != NEW:
-        settings.smoothing = settings.smoothing or 0.0
         return
     few = pairs < FEW
     reason = "Araabi and Monz 2020, for few pairs" if few else "Vaswani et al. 2017, table 3"

@@ -5,6 +5,7 @@ Letters in names: S sentences of a text, W words of its vocabulary, D dimensions
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -143,17 +144,9 @@ class Extractive(System[Pair, str]):
         self.cut: int | None = None
         self.chinese = self.clauses = False
 
-    def scores(self, sentences: Sequence[str], vectors: Any) -> Floats:
-        """How much each sentence belongs into a summary, ``[S]``."""
-        raise NotImplementedError
-
     def split(self, text: str) -> list[str]:
         """What is chosen from."""
         return split_clauses(text) if self.clauses else split_sentences(text)
-
-    def vectors(self, sentences: Sequence[str]) -> Any:
-        """Vectors of the sentences of a text, rows of length one."""
-        return word_vectors(sentences)
 
     def learn(self, train: Sequence[Pair], rouge: Rouge) -> None:
         """What has to be known before sentences can be scored."""
@@ -189,12 +182,9 @@ class Extractive(System[Pair, str]):
         ]
         return float(np.mean(found))
 
+    @abstractmethod
     def chosen(self, sentences: Sequence[str], count: int) -> str:
         """A summary of so many sentences; of a text with fewer, all."""
-        if len(sentences) <= count:
-            return join_words(sentences)
-        vectors = self.vectors(sentences)
-        return join_words([sentences[i] for i in choose(self.scores(sentences, vectors), vectors, count)])
 
     def shortened(self, text: str, cut: int | None) -> str:
         """The beginning of a text, so many words, or Chinese characters."""
@@ -237,7 +227,26 @@ class Lead(Extractive):
         return join_words(sentences[:count])
 
 
-class TextRank(Extractive):
+class Scored(Extractive):
+    """The sentences with the highest scores that do not repeat each other."""
+
+    def vectors(self, sentences: Sequence[str]) -> Any:
+        """Vectors of the sentences of a text, rows of length one."""
+        return word_vectors(sentences)
+
+    @abstractmethod
+    def scores(self, sentences: Sequence[str], vectors: Any) -> Floats:
+        """How much each sentence belongs into a summary, ``[S]``."""
+
+    def chosen(self, sentences: Sequence[str], count: int) -> str:
+        """The best ones in their order."""
+        if len(sentences) <= count:
+            return join_words(sentences)
+        vectors = self.vectors(sentences)
+        return join_words([sentences[i] for i in choose(self.scores(sentences, vectors), vectors, count)])
+
+
+class TextRank(Scored):
     """The most central sentences.
 
     Args:
@@ -263,7 +272,7 @@ class TextRank(Extractive):
         return text_rank(vectors)
 
 
-class Ranker(Extractive):
+class Ranker(Scored):
     """Sentences that look like those that training summaries are made of.
 
     Ridge regression from where a sentence stands, how long and how central it is, and its words, to the ROUGE that it

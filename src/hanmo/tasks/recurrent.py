@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hanmo.data.splits import Shares
-from hanmo.data.tasks.splits import label_names, labels_in, split_records
+from hanmo.data.tasks.splits import label_names, labels_in, leak_keys, split_records
 from hanmo.data.tasks.types import Labelled, Record, Tagged
 from hanmo.tasks.base import System
 from hanmo.tasks.classification import Network as ClassifierNetwork
@@ -196,8 +196,7 @@ def checkable(record: Record, known: set[str]) -> bool:
 
 def held_out(records: list[R], seed: int) -> tuple[list[R], list[R]]:
     """Records to learn from and to check on; the same ones for both where there is but one text."""
-    text: Callable[[Any], Any] = lambda record: getattr(record, "tokens", None) or record.text  # noqa: E731
-    if len({text(record) for record in records}) < 2:
+    if len({leak_keys(record)[0] for record in records}) < 2:
         return records, records
     split = split_records(records, Shares(validation=VALIDATION_SHARE, test=0.0), seed)
     known = {label for record in split.train for label in labels_in(record)}
